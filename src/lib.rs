@@ -1,1 +1,2 @@
 //! Post-training quantization of ONNX models.
+pub mod onnx;

@@ -1,0 +1,36 @@
+//! What the integration tests share: ONNX Runtime and the `onnx` package behind a Python worker,
+//! ONNX's backend test data, and arrays that travel between Rust and Python.
+//!
+//! Nothing needs to be installed by hand except Python 3 with its `venv` module: the virtual
+//! environment is made under `target/` on first use. Set `ONNX_QUANT_VENV` to a ready one to skip that.
+
+// Every test binary compiles this module and uses its own part of it.
+#![allow(dead_code, unreachable_pub)]
+
+pub mod backend_data;
+pub mod npz;
+pub mod ort;
+pub mod python;
+
+use std::path::{Path, PathBuf};
+
+/// The build's `target` folder.
+pub fn target_dir() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .parent()
+        .expect("cargo's tmp folder lies in target")
+        .to_path_buf()
+}
+
+/// A file or folder of the repository's `testdata`.
+pub fn testdata(relative: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("testdata")
+        .join(relative)
+}
+
+/// The folder of real models with samples (`models/NAME.onnx`, `data/NAME/{calib,eval}/*.npz`) that
+/// `ONNX_QUANT_ZOO` names; tests over real models run only where it is set.
+pub fn zoo() -> Option<PathBuf> {
+    std::env::var_os("ONNX_QUANT_ZOO").map(PathBuf::from)
+}

@@ -1,0 +1,122 @@
+//! ONNX Runtime and ONNX's checker, asked through the Python worker.
+
+use std::path::Path;
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::npz::{self, Array};
+use super::python::request;
+
+/// How far ONNX Runtime rewrites a graph before it runs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// As in the file.
+    Disabled,
+    /// Rewrites that keep to ONNX's operators.
+    Basic,
+    /// Fusions for the CPU, quantized ones included.
+    Extended,
+    /// Extended, and memory layouts of this machine.
+    All,
+}
+
+impl Level {
+    fn as_str(self) -> &'static str {
+        match self {
+            Level::Disabled => "disabled",
+            Level::Basic => "basic",
+            Level::Extended => "extended",
+            Level::All => "all",
+        }
+    }
+}
+
+/// One node of a graph as ONNX Runtime runs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunNode {
+    pub name: String,
+    pub op_type: String,
+    pub domain: String,
+}
+
+/// Runs a model on the CPU, one thread, all optimizations, and returns its outputs in graph order.
+///
+/// # Errors
+/// What ONNX Runtime says when it does not load or run the model.
+pub fn ort_run(model: &Path, inputs: &[(&str, &Array)]) -> Result<Vec<(String, Array)>, String> {
+    ort_run_at(model, inputs, Level::All)
+}
+
+/// [`ort_run`] with another optimization level.
+///
+/// # Errors
+/// As [`ort_run`].
+pub fn ort_run_at(
+    model: &Path,
+    inputs: &[(&str, &Array)],
+    level: Level,
+) -> Result<Vec<(String, Array)>, String> {
+    let dir = TempDir::new().unwrap();
+    let given = dir.path().join("inputs.npz");
+    npz::write(&given, inputs);
+    ort_run_npz(model, &given, level)
+}
+
+/// [`ort_run`] on the arrays of an `.npz` file.
+///
+/// # Errors
+/// As [`ort_run`].
+pub fn ort_run_npz(
+    model: &Path,
+    inputs: &Path,
+    level: Level,
+) -> Result<Vec<(String, Array)>, String> {
+    let dir = TempDir::new().unwrap();
+    let outputs = dir.path().join("outputs.npz");
+    let level = level.as_str();
+    request(
+        "run",
+        json!({ "model": model, "inputs": inputs, "outputs": outputs, "level": level }),
+    )?;
+    Ok(npz::read(&outputs))
+}
+
+/// The nodes that ONNX Runtime would run after its optimizations, subgraphs included.
+///
+/// # Errors
+/// What ONNX Runtime says when it does not load the model.
+pub fn ort_optimized(model: &Path, level: Level) -> Result<Vec<RunNode>, String> {
+    let nodes = request(
+        "optimized_ops",
+        json!({ "model": model, "level": level.as_str() }),
+    )?;
+    let nodes: Vec<[String; 3]> = serde_json::from_value(nodes).map_err(|e| e.to_string())?;
+    Ok(nodes
+        .into_iter()
+        .map(|[name, op_type, domain]| RunNode {
+            name,
+            op_type,
+            domain,
+        })
+        .collect())
+}
+
+/// Operator type and domain of every node in [`ort_optimized`].
+///
+/// # Errors
+/// As [`ort_optimized`].
+pub fn ort_optimized_ops(model: &Path, level: Level) -> Result<Vec<(String, String)>, String> {
+    Ok(ort_optimized(model, level)?
+        .into_iter()
+        .map(|n| (n.op_type, n.domain))
+        .collect())
+}
+
+/// ONNX's checker (full check) and strict shape inference with data propagation.
+///
+/// # Errors
+/// What they say about the model.
+pub fn onnx_check(model: &Path) -> Result<(), String> {
+    request("check", json!({ "model": model })).map(drop)
+}

@@ -1,2 +1,6 @@
 //! Post-training quantization of ONNX models.
+pub mod diag;
+pub mod error;
+pub mod ir;
 pub mod onnx;
+pub mod tensor;

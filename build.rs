@@ -33,19 +33,13 @@ fn main() -> Result<()> {
     let include = root.join("proto");
 
     let (compiler, descriptors) = match protoc() {
-        Some(protoc) => (
-            protoc.display().to_string(),
-            compile_with(&protoc, &include, &out)?,
-        ),
+        Some(protoc) => (protoc.display().to_string(), compile_with(&protoc, &include, &out)?),
         None => ("protox".to_owned(), protox::compile([SCHEMA], [&include])?),
     };
     println!("cargo::rustc-env=ONNX_SCHEMA_COMPILER={compiler}");
     fs::write(out.join("onnx.fds"), descriptors.encode_to_vec())?;
     fs::write(out.join("known_fields.rs"), known_fields(&descriptors)?)?;
-    prost_build::Config::new()
-        .bytes(["."])
-        .out_dir(&out)
-        .compile_fds(descriptors)?;
+    prost_build::Config::new().bytes(["."]).out_dir(&out).compile_fds(descriptors)?;
     Ok(())
 }
 
@@ -103,12 +97,7 @@ fn known_fields(set: &FileDescriptorSet) -> Result<String> {
         code.push_str("    ] },\n");
     }
     code.push_str("];\n");
-    for root in [
-        "ModelProto",
-        "TensorProto",
-        "SequenceProto",
-        "OptionalProto",
-    ] {
+    for root in ["ModelProto", "TensorProto", "SequenceProto", "OptionalProto"] {
         let at = index(&format!("onnx.{root}")).ok_or_else(|| format!("no message {root}"))?;
         let name = root.trim_end_matches("Proto").to_ascii_uppercase();
         writeln!(code, "pub(crate) const {name}: usize = {at};")?;
@@ -117,11 +106,7 @@ fn known_fields(set: &FileDescriptorSet) -> Result<String> {
 }
 
 /// Adds `message` and the messages nested in it, by full name.
-fn collect<'a>(
-    scope: &str,
-    message: &'a DescriptorProto,
-    into: &mut Vec<(String, &'a DescriptorProto)>,
-) {
+fn collect<'a>(scope: &str, message: &'a DescriptorProto, into: &mut Vec<(String, &'a DescriptorProto)>) {
     let name = format!("{scope}.{}", message.name());
     for nested in &message.nested_type {
         collect(&name, nested, into);

@@ -3,4 +3,5 @@ pub mod diag;
 pub mod error;
 pub mod ir;
 pub mod onnx;
+pub mod ops;
 pub mod tensor;

@@ -26,11 +26,7 @@ fn root() -> &'static Path {
 }
 
 fn runs(command: &[String]) -> bool {
-    Command::new(&command[0])
-        .args(&command[1..])
-        .arg("--version")
-        .output()
-        .is_ok_and(|o| o.status.success())
+    Command::new(&command[0]).args(&command[1..]).arg("--version").output().is_ok_and(|o| o.status.success())
 }
 
 /// The command that starts a protoc, if one can be had.
@@ -43,12 +39,8 @@ fn protoc() -> Option<Vec<String>> {
     let python = venv.join("bin/python").display().to_string();
     let module = vec![python.clone(), "-m".into(), "grpc_tools.protoc".into()];
     if !runs(&module) {
-        let step = |program: &str, args: &[&str]| {
-            Command::new(program)
-                .args(args)
-                .output()
-                .is_ok_and(|o| o.status.success())
-        };
+        let step =
+            |program: &str, args: &[&str]| Command::new(program).args(args).output().is_ok_and(|o| o.status.success());
         let _ = step("python3", &["-m", "venv", &venv.display().to_string()])
             && step(&python, &["-m", "pip", "install", "-q", "grpcio-tools"]);
     }
@@ -61,10 +53,7 @@ fn comments(file: &FileDescriptorProto) -> BTreeMap<Vec<i32>, (String, String)> 
         .iter()
         .flat_map(|info| &info.location)
         .map(|l| {
-            let pair = (
-                l.leading_comments().to_owned(),
-                l.trailing_comments().to_owned(),
-            );
+            let pair = (l.leading_comments().to_owned(), l.trailing_comments().to_owned());
             (l.path.clone(), pair)
         })
         .filter(|(_, (a, b))| !a.is_empty() || !b.is_empty())
@@ -95,10 +84,7 @@ fn every_compiler_gives_the_same_descriptors() {
     assert_eq!(theirs.file.len(), used.file.len());
     for (ours, theirs) in used.file.iter().zip(&theirs.file) {
         assert_eq!(comments(ours), comments(theirs));
-        let bare = |file: &FileDescriptorProto| FileDescriptorProto {
-            source_code_info: None,
-            ..file.clone()
-        };
+        let bare = |file: &FileDescriptorProto| FileDescriptorProto { source_code_info: None, ..file.clone() };
         assert_eq!(bare(ours), bare(theirs));
     }
     println!(
@@ -122,12 +108,7 @@ fn facts(file: &FileDescriptorProto, into: &mut Vec<String>) {
 
 fn enum_facts(scope: &str, e: &EnumDescriptorProto, into: &mut Vec<String>) {
     for v in &e.value {
-        into.push(format!(
-            "{scope}.{} {} = {}",
-            e.name(),
-            v.name(),
-            v.number()
-        ));
+        into.push(format!("{scope}.{} {} = {}", e.name(), v.name(), v.number()));
     }
 }
 
@@ -135,9 +116,7 @@ fn message_facts(scope: &str, m: &DescriptorProto, into: &mut Vec<String>) {
     let name = format!("{scope}.{}", m.name());
     into.push(name.clone());
     for f in &m.field {
-        let oneof = f
-            .oneof_index
-            .map(|i| m.oneof_decl[i as usize].name().to_owned());
+        let oneof = f.oneof_index.map(|i| m.oneof_decl[i as usize].name().to_owned());
         into.push(format!(
             "{name}.{} = {} {:?} {:?} {} packed {:?} default {:?} oneof {oneof:?}",
             f.name(),
@@ -171,8 +150,7 @@ fn the_schema_is_that_of_the_onnx_package() {
     for newest in ["TensorProto.DataType FLOAT6E3M2 = 28", "Version IR_VERSION"] {
         assert!(ours.iter().any(|f| f.contains(newest)), "{newest}");
     }
-    let venv = std::env::var_os("ONNX_QUANT_VENV")
-        .map_or_else(|| root().join("target/venv"), PathBuf::from);
+    let venv = std::env::var_os("ONNX_QUANT_VENV").map_or_else(|| root().join("target/venv"), PathBuf::from);
     let script = "import sys; from onnx import onnx_ml_pb2, onnx_operators_ml_pb2, onnx_data_pb2
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 s = FileDescriptorSet()
@@ -183,16 +161,9 @@ sys.stdout.buffer.write(s.SerializeToString())";
         println!("no {}: compared with nothing", python.display());
         return;
     };
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let mut theirs = Vec::new();
-    for file in &FileDescriptorSet::decode(output.stdout.as_slice())
-        .unwrap()
-        .file
-    {
+    for file in &FileDescriptorSet::decode(output.stdout.as_slice()).unwrap().file {
         facts(file, &mut theirs);
     }
     theirs.sort();
@@ -202,8 +173,5 @@ sys.stdout.buffer.write(s.SerializeToString())";
         missing.is_empty() && extra.is_empty(),
         "only in the package: {missing:#?}\nonly in proto/onnx.proto: {extra:#?}"
     );
-    println!(
-        "compared with the onnx package: {} facts are equal",
-        theirs.len()
-    );
+    println!("compared with the onnx package: {} facts are equal", theirs.len());
 }

@@ -46,26 +46,16 @@ pub fn outputs(data_set: &Path) -> Vec<PathBuf> {
 }
 
 fn numbered(dir: &Path, prefix: &str, suffix: &str) -> Vec<PathBuf> {
-    (0..)
-        .map(|i| dir.join(format!("{prefix}{i}{suffix}")))
-        .take_while(|p| p.exists())
-        .collect()
+    (0..).map(|i| dir.join(format!("{prefix}{i}{suffix}"))).take_while(|p| p.exists()).collect()
 }
 
 /// The folder with all cases, generated on first use (some 10 seconds, 80 MB).
 pub fn backend_data() -> PathBuf {
-    let version = call(
-        "import onnx\ndef main(_): return onnx.__version__",
-        json!(null),
-    )
-    .unwrap();
+    let version = call("import onnx\ndef main(_): return onnx.__version__", json!(null)).unwrap();
     let version = version.as_str().unwrap();
     let dir = target_dir().join("onnx-backend-data").join(version);
     once(&dir, SCRIPT, |dir| {
-        must(
-            Command::new(python()).args(["-c", SCRIPT]).arg(dir),
-            "cannot write ONNX's backend test data",
-        );
+        must(Command::new(python()).args(["-c", SCRIPT]).arg(dir), "cannot write ONNX's backend test data");
     });
     dir
 }
@@ -92,11 +82,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 fn sorted_dirs(dir: &Path) -> Vec<PathBuf> {
-    let mut dirs: Vec<_> = fs::read_dir(dir)
-        .unwrap()
-        .map(|e| e.unwrap().path())
-        .filter(|p| p.is_dir())
-        .collect();
+    let mut dirs: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
     dirs.sort();
     dirs
 }

@@ -16,17 +16,12 @@ use std::path::{Path, PathBuf};
 
 /// The build's `target` folder.
 pub fn target_dir() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .parent()
-        .expect("cargo's tmp folder lies in target")
-        .to_path_buf()
+    Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("cargo's tmp folder lies in target").to_path_buf()
 }
 
 /// A file or folder of the repository's `testdata`.
 pub fn testdata(relative: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("testdata")
-        .join(relative)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(relative)
 }
 
 /// The folder of real models with samples (`models/NAME.onnx`, `data/NAME/{calib,eval}/*.npz`) that

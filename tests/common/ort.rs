@@ -52,11 +52,7 @@ pub fn ort_run(model: &Path, inputs: &[(&str, &Array)]) -> Result<Vec<(String, A
 ///
 /// # Errors
 /// As [`ort_run`].
-pub fn ort_run_at(
-    model: &Path,
-    inputs: &[(&str, &Array)],
-    level: Level,
-) -> Result<Vec<(String, Array)>, String> {
+pub fn ort_run_at(model: &Path, inputs: &[(&str, &Array)], level: Level) -> Result<Vec<(String, Array)>, String> {
     let dir = TempDir::new().unwrap();
     let given = dir.path().join("inputs.npz");
     npz::write(&given, inputs);
@@ -67,18 +63,11 @@ pub fn ort_run_at(
 ///
 /// # Errors
 /// As [`ort_run`].
-pub fn ort_run_npz(
-    model: &Path,
-    inputs: &Path,
-    level: Level,
-) -> Result<Vec<(String, Array)>, String> {
+pub fn ort_run_npz(model: &Path, inputs: &Path, level: Level) -> Result<Vec<(String, Array)>, String> {
     let dir = TempDir::new().unwrap();
     let outputs = dir.path().join("outputs.npz");
     let level = level.as_str();
-    request(
-        "run",
-        json!({ "model": model, "inputs": inputs, "outputs": outputs, "level": level }),
-    )?;
+    request("run", json!({ "model": model, "inputs": inputs, "outputs": outputs, "level": level }))?;
     Ok(npz::read(&outputs))
 }
 
@@ -87,19 +76,9 @@ pub fn ort_run_npz(
 /// # Errors
 /// What ONNX Runtime says when it does not load the model.
 pub fn ort_optimized(model: &Path, level: Level) -> Result<Vec<RunNode>, String> {
-    let nodes = request(
-        "optimized_ops",
-        json!({ "model": model, "level": level.as_str() }),
-    )?;
+    let nodes = request("optimized_ops", json!({ "model": model, "level": level.as_str() }))?;
     let nodes: Vec<[String; 3]> = serde_json::from_value(nodes).map_err(|e| e.to_string())?;
-    Ok(nodes
-        .into_iter()
-        .map(|[name, op_type, domain]| RunNode {
-            name,
-            op_type,
-            domain,
-        })
-        .collect())
+    Ok(nodes.into_iter().map(|[name, op_type, domain]| RunNode { name, op_type, domain }).collect())
 }
 
 /// Operator type and domain of every node in [`ort_optimized`].
@@ -107,10 +86,7 @@ pub fn ort_optimized(model: &Path, level: Level) -> Result<Vec<RunNode>, String>
 /// # Errors
 /// As [`ort_optimized`].
 pub fn ort_optimized_ops(model: &Path, level: Level) -> Result<Vec<(String, String)>, String> {
-    Ok(ort_optimized(model, level)?
-        .into_iter()
-        .map(|n| (n.op_type, n.domain))
-        .collect())
+    Ok(ort_optimized(model, level)?.into_iter().map(|n| (n.op_type, n.domain)).collect())
 }
 
 /// ONNX's checker (full check) and strict shape inference with data propagation.

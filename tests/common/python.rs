@@ -21,11 +21,7 @@ pub fn python() -> &'static Path {
     PYTHON.get_or_init(|| match std::env::var_os("ONNX_QUANT_VENV") {
         Some(dir) => {
             let python = interpreter(Path::new(&dir));
-            assert!(
-                python.exists(),
-                "ONNX_QUANT_VENV: there is no {}",
-                python.display()
-            );
+            assert!(python.exists(), "ONNX_QUANT_VENV: there is no {}", python.display());
             python
         }
         None => make_venv(),
@@ -33,11 +29,7 @@ pub fn python() -> &'static Path {
 }
 
 fn interpreter(venv: &Path) -> PathBuf {
-    if cfg!(windows) {
-        venv.join("Scripts/python.exe")
-    } else {
-        venv.join("bin/python")
-    }
+    if cfg!(windows) { venv.join("Scripts/python.exe") } else { venv.join("bin/python") }
 }
 
 /// Makes `target/onnx-venv`, unless it is there with the same requirements.
@@ -51,28 +43,17 @@ fn make_venv() -> PathBuf {
                 .is_ok_and(|s| s.success())
         });
         let system = system.unwrap_or_else(|| {
-            panic!(
-                "the tests compare with ONNX Runtime and need python3 (3.10 or newer) on the PATH"
-            )
+            panic!("the tests compare with ONNX Runtime and need python3 (3.10 or newer) on the PATH")
         });
         must(
-            Command::new(system)
-                .args(["-m", "venv", "--clear"])
-                .arg(venv),
+            Command::new(system).args(["-m", "venv", "--clear"]).arg(venv),
             "python3 cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv",
         );
         let list = venv.join("requirements.txt");
         fs::write(&list, REQUIREMENTS).unwrap();
         must(
             Command::new(interpreter(venv))
-                .args([
-                    "-m",
-                    "pip",
-                    "install",
-                    "--quiet",
-                    "--only-binary=:all:",
-                    "-r",
-                ])
+                .args(["-m", "pip", "install", "--quiet", "--only-binary=:all:", "-r"])
                 .arg(&list),
             "pip cannot install onnx and onnxruntime",
         );
@@ -105,11 +86,7 @@ pub fn must(command: &mut Command, otherwise: &str) {
     match command.stdin(Stdio::null()).output() {
         Ok(out) if out.status.success() => {}
         Ok(out) => {
-            panic!(
-                "{otherwise}\n{command:?}: {}\n{}",
-                out.status,
-                String::from_utf8_lossy(&out.stderr)
-            )
+            panic!("{otherwise}\n{command:?}: {}\n{}", out.status, String::from_utf8_lossy(&out.stderr))
         }
         Err(e) => panic!("{otherwise}\n{command:?}: {e}"),
     }
@@ -131,11 +108,7 @@ impl Worker {
             .expect("the Python worker starts");
         let requests = child.stdin.take().unwrap();
         let replies = BufReader::new(child.stdout.take().unwrap());
-        Worker {
-            child,
-            requests,
-            replies,
-        }
+        Worker { child, requests, replies }
     }
 
     /// `None` when the process died, which a malformed model can bring about in native code.

@@ -1,4 +1,7 @@
 //! Post-training quantization of ONNX models.
+// Tests may print and unwrap; the library may not.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used, clippy::panic))]
+
 pub mod diag;
 pub mod error;
 pub mod ir;

@@ -182,82 +182,82 @@ macro_rules! with_data {
         use $crate::tensor::Data as D__;
         match $data {
             D__::F32($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = f32;
                 $body
             }
             D__::F64($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = f64;
                 $body
             }
             D__::F16($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = half::f16;
                 $body
             }
             D__::BF16($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = half::bf16;
                 $body
             }
             D__::I8($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = i8;
                 $body
             }
             D__::I16($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = i16;
                 $body
             }
             D__::I32($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = i32;
                 $body
             }
             D__::I64($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = i64;
                 $body
             }
             D__::U8($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = u8;
                 $body
             }
             D__::U16($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = u16;
                 $body
             }
             D__::U32($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = u32;
                 $body
             }
             D__::U64($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = u64;
                 $body
             }
             D__::Bool($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = bool;
                 $body
             }
             D__::Str($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = String;
                 $body
             }
             D__::C64($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = $crate::tensor::C64;
                 $body
             }
             D__::C128($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = $crate::tensor::C128;
                 $body
             }
@@ -273,62 +273,62 @@ macro_rules! with_numbers {
         use $crate::tensor::Data as D__;
         match $data {
             D__::F32($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = f32;
                 $body
             }
             D__::F64($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = f64;
                 $body
             }
             D__::F16($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = half::f16;
                 $body
             }
             D__::BF16($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = half::bf16;
                 $body
             }
             D__::I8($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = i8;
                 $body
             }
             D__::I16($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = i16;
                 $body
             }
             D__::I32($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = i32;
                 $body
             }
             D__::I64($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = i64;
                 $body
             }
             D__::U8($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = u8;
                 $body
             }
             D__::U16($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = u16;
                 $body
             }
             D__::U32($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = u32;
                 $body
             }
             D__::U64($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = u64;
                 $body
             }
@@ -344,22 +344,22 @@ macro_rules! with_floats {
         use $crate::tensor::Data as D__;
         match $data {
             D__::F32($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = f32;
                 $body
             }
             D__::F64($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = f64;
                 $body
             }
             D__::F16($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = half::f16;
                 $body
             }
             D__::BF16($b) => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "not every use names the type")]
                 type $t = half::bf16;
                 $body
             }

@@ -5,7 +5,7 @@
 //! environment is made under `target/` on first use. Set `ONNX_QUANT_VENV` to a ready one to skip that.
 
 // Every test binary compiles this module and uses its own part of it.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, reason = "shared by test binaries")]
 
 pub mod backend_data;
 pub mod npz;

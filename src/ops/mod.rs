@@ -13,7 +13,7 @@ pub mod quant_rule;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 pub use call::{Bodies, Call, Item, Shared};
@@ -111,8 +111,8 @@ ops! {
     identity
 }
 
-static TABLE: LazyLock<HashMap<(&'static str, &'static str), Vec<&'static OpDef>>> = LazyLock::new(|| {
-    let mut table: HashMap<_, Vec<&'static OpDef>> = HashMap::new();
+static TABLE: LazyLock<BTreeMap<(&'static str, &'static str), Vec<&'static OpDef>>> = LazyLock::new(|| {
+    let mut table: BTreeMap<_, Vec<&'static OpDef>> = BTreeMap::new();
     for def in ALL.iter().copied().flatten() {
         table.entry((def.domain.name(), def.name)).or_default().push(def);
     }

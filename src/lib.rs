@@ -4,6 +4,8 @@
 
 pub mod diag;
 pub mod error;
+pub mod infer;
+pub mod interp;
 pub mod ir;
 pub mod onnx;
 pub mod ops;

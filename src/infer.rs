@@ -1,0 +1,193 @@
+//! Type and shape inference: walks every graph in order, asks each operator, and merges with what the file declares.
+
+use std::collections::HashMap;
+
+use crate::diag::Sink;
+use crate::error::{Location, Result};
+use crate::ir::{Def, Dim, GraphId, Model, NodeId, TensorType, ValueId, ValueType};
+use crate::ops::{InferBodies, InferCtx, lookup};
+use crate::tensor::Tensor;
+
+/// Constants of more elements than this are not shown to inference: it asks for shapes, axes and the like.
+const MAX_CONSTANT: usize = 1024;
+
+/// Finds types and shapes of all values in the main graph and in the bodies of its control-flow nodes. What a file
+/// declares and inference contradicts is reported to `sink` and replaced, except for graph inputs and outputs, which
+/// stay as declared.
+///
+/// A node that contradicts its operator's specification is reported too; its outputs keep what the file declares.
+///
+/// # Errors
+/// A graph has a cycle; the error names a node of it.
+pub fn infer(model: &mut Model, sink: &mut Sink) -> Result<()> {
+    let mut walk = Walk { model, sink, values: HashMap::new(), is_final: true };
+    walk.graph(GraphId::MAIN)
+}
+
+struct Walk<'a> {
+    model: &'a mut Model,
+    sink: &'a mut Sink,
+    /// Elements of values that are shapes.
+    values: HashMap<(GraphId, ValueId), Vec<Dim>>,
+    is_final: bool,
+}
+
+impl Walk<'_> {
+    fn graph(&mut self, id: GraphId) -> Result<()> {
+        let order = self.model.graph(id).order()?;
+        for v in self.model.graph(id).values().collect::<Vec<_>>() {
+            if let Def::Capture(outer, source) = self.model.graph(id).value(v).def {
+                let ty = self.model.graph(outer).value(source).ty.clone();
+                self.model.graph_mut(id).set_type(v, ty);
+                if let Some(values) = self.values.get(&(outer, source)).cloned() {
+                    self.values.insert((id, v), values);
+                }
+            }
+        }
+        for n in order {
+            let location = self.model.graph(id).node(n).location();
+            // The interpreter decides what runs; a contradiction found here costs types, not the run.
+            if let Err(e) = self.node(id, n) {
+                self.sink.warn("shape-inference", location, format!("{e:#}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn constant(&self, id: GraphId, v: ValueId) -> Result<Option<Tensor>> {
+        let mut at = (id, v);
+        while let Def::Capture(outer, source) = self.model.graph(at.0).value(at.1).def {
+            at = (outer, source);
+        }
+        match &self.model.graph(at.0).value(at.1).def {
+            Def::Initializer(t) if t.len() <= MAX_CONSTANT => Ok(Some(t.get()?.clone())),
+            _ => Ok(None),
+        }
+    }
+
+    fn node(&mut self, id: GraphId, n: NodeId) -> Result<()> {
+        let g = self.model.graph(id);
+        let node = g.node(n);
+        let opset = self.model.opsets_in(id).iter().find(|(d, _)| *d == node.domain).map_or(1, |(_, v)| *v);
+        let Some(def) = lookup(&node.domain, &node.op_type, opset) else { return Ok(()) };
+        if self.model.function(&node.domain, &node.op_type, &node.overload).is_some() {
+            return Ok(());
+        }
+        let ins = g.node_inputs(n);
+        let outs = g.node_outputs(n);
+        let (op_type, attrs) = (node.op_type.clone(), node.attrs.clone());
+        let constants = ins.iter().map(|v| v.map_or(Ok(None), |v| self.constant(id, v))).collect::<Result<Vec<_>>>()?;
+        let inputs = ins.iter().map(|v| v.and_then(|v| g.value(v).ty.clone())).collect();
+        let values = ins.iter().map(|v| v.and_then(|v| self.values.get(&(id, v)).cloned())).collect();
+        let present = ins.iter().map(Option::is_some).collect();
+        let mut ctx = InferCtx {
+            op_type: &op_type,
+            attrs: &attrs,
+            opset,
+            inputs,
+            present,
+            constants,
+            values,
+            outputs: vec![None; outs.len()],
+            output_values: vec![None; outs.len()],
+            bodies: self,
+        };
+        (def.infer)(&mut ctx)?;
+        let (types, shapes) = (ctx.outputs, ctx.output_values);
+        for ((v, ty), values) in outs.into_iter().zip(types).zip(shapes) {
+            let Some(v) = v else { continue };
+            if let Some(ty) = ty {
+                self.merge(id, v, ty);
+            }
+            match values {
+                Some(values) => self.values.insert((id, v), values),
+                None => self.values.remove(&(id, v)),
+            };
+        }
+        Ok(())
+    }
+
+    fn merge(&mut self, id: GraphId, v: ValueId, found: ValueType) {
+        let g = self.model.graph(id);
+        let value = g.value(v);
+        let merged = match &value.ty {
+            None => found,
+            Some(declared) => match merge(declared, &found) {
+                Some(t) => t,
+                None if g.is_output(v) && id == GraphId::MAIN => {
+                    self.sink.warn(
+                        "output-type-contradicted",
+                        Location::value(&value.name),
+                        format!("is declared {declared}, inference finds {found}"),
+                    );
+                    return;
+                }
+                None => {
+                    if self.is_final {
+                        self.sink.note(
+                            "stale-value-info",
+                            Location::value(&value.name),
+                            format!("is declared {declared}, inference finds {found}"),
+                        );
+                    }
+                    found
+                }
+            },
+        };
+        self.model.graph_mut(id).set_type(v, Some(merged));
+    }
+}
+
+impl InferBodies for Walk<'_> {
+    fn infer(&mut self, body: GraphId, inputs: &[Option<ValueType>]) -> Result<Vec<Option<ValueType>>> {
+        let formal = self.model.graph(body).inputs().to_vec();
+        for (v, ty) in formal.into_iter().zip(inputs) {
+            if let Some(ty) = ty {
+                // A body's inputs have the types of what is passed; what the file says is kept where that is unknown.
+                let declared = self.model.graph(body).value(v).ty.clone();
+                let merged = declared.and_then(|d| merge(&d, ty)).unwrap_or_else(|| ty.clone());
+                self.model.graph_mut(body).set_type(v, Some(merged));
+            }
+        }
+        self.graph(body)?;
+        let g = self.model.graph(body);
+        Ok(g.outputs().iter().map(|&v| g.value(v).ty.clone()).collect())
+    }
+}
+
+/// What both say together; `None` when they contradict each other. Fixed sizes win over names, names over nothing;
+/// of two names the declared one stays.
+#[must_use]
+pub fn merge(declared: &ValueType, found: &ValueType) -> Option<ValueType> {
+    match (declared, found) {
+        (ValueType::Unknown, t) | (t, ValueType::Unknown) => Some(t.clone()),
+        (ValueType::Tensor(a), ValueType::Tensor(b)) => merge_tensor(a, b).map(ValueType::Tensor),
+        (ValueType::SparseTensor(a), ValueType::SparseTensor(b)) => merge_tensor(a, b).map(ValueType::SparseTensor),
+        (ValueType::Sequence(a), ValueType::Sequence(b)) => Some(ValueType::Sequence(Box::new(merge(a, b)?))),
+        (ValueType::Optional(a), ValueType::Optional(b)) => Some(ValueType::Optional(Box::new(merge(a, b)?))),
+        (ValueType::Map(k, a), ValueType::Map(l, b)) if k == l => Some(ValueType::Map(*k, Box::new(merge(a, b)?))),
+        _ => None,
+    }
+}
+
+fn merge_tensor(a: &TensorType, b: &TensorType) -> Option<TensorType> {
+    let dtype = match (a.dtype, b.dtype) {
+        (Some(x), Some(y)) if x != y => return None,
+        (x, y) => x.or(y),
+    };
+    let shape = match (&a.shape, &b.shape) {
+        (Some(x), Some(y)) if x.len() != y.len() => return None,
+        (Some(x), Some(y)) => Some(x.iter().zip(y).map(|(x, y)| merge_dim(x, y)).collect::<Option<Vec<_>>>()?),
+        (x, y) => x.clone().or_else(|| y.clone()),
+    };
+    Some(TensorType { dtype, shape })
+}
+
+fn merge_dim(a: &Dim, b: &Dim) -> Option<Dim> {
+    match (a, b) {
+        (Dim::Known(x), Dim::Known(y)) if x != y => None,
+        (Dim::Known(n), _) | (_, Dim::Known(n)) => Some(Dim::Known(*n)),
+        (Dim::Unknown, d) => Some(d.clone()),
+        (d, _) => Some(d.clone()),
+    }
+}

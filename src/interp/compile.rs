@@ -1,0 +1,346 @@
+//! From a graph to steps over numbered slots.
+
+use std::collections::HashMap;
+
+use super::Input;
+use crate::error::{At, Result, bail, ensure};
+use crate::ir::{Attr, Attrs, Def, Domain, GraphId, Model, NodeId, TensorRef, ValueId};
+use crate::ops::{OpDef, Shared, lookup};
+
+/// How to compile.
+pub struct CompileOptions<'a> {
+    /// Which values the tap wants to see.
+    pub watch: &'a dyn Fn(GraphId, ValueId) -> bool,
+    /// Operators that we do not know: `false` makes them an error, `true` leaves out whatever depends on them.
+    pub skip_unknown: bool,
+}
+
+impl Default for CompileOptions<'_> {
+    fn default() -> Self {
+        CompileOptions { watch: &|_, _| false, skip_unknown: false }
+    }
+}
+
+/// A compiled model.
+pub struct Program {
+    pub(super) main: Plan,
+    pub(super) inputs: Vec<Input>,
+    pub(super) outputs: Vec<String>,
+}
+
+/// Where a step finds an operand.
+pub(super) enum Operand {
+    Empty,
+    Slot { slot: u32, last_use: bool },
+    Constant(u32),
+}
+
+/// What a step does.
+pub(super) enum Kind {
+    Op(&'static OpDef),
+    /// Calls a function of the model.
+    Function(Box<Plan>),
+    /// Leaves its outputs undefined.
+    Unknown,
+}
+
+pub(super) struct Output {
+    pub slot: u32,
+    pub value: ValueId,
+    pub watched: bool,
+}
+
+pub(super) struct Step {
+    pub kind: Kind,
+    pub op_type: String,
+    pub label: String,
+    pub opset: i64,
+    pub attrs: Attrs,
+    pub operands: Vec<Operand>,
+    pub constant: Vec<bool>,
+    pub outputs: Vec<Option<Output>>,
+    pub wanted: Vec<bool>,
+    /// Slots that nobody needs after this step and that are not operands (captured by its bodies, or made for nobody).
+    pub release: Vec<u32>,
+    pub bodies: Vec<(GraphId, Plan)>,
+    pub shared: Shared,
+}
+
+/// A compiled graph.
+pub(super) struct Plan {
+    pub graph: GraphId,
+    pub n_slots: usize,
+    /// Slot and value of each graph input, and whether the tap wants it.
+    pub inputs: Vec<(u32, ValueId, bool)>,
+    pub constants: Vec<TensorRef>,
+    /// For each captured value: slot here, operand in the owner's plan.
+    pub captures: Vec<(u32, Operand)>,
+    pub steps: Vec<Step>,
+    pub outputs: Vec<Operand>,
+}
+
+/// What a function call binds the function's attributes to.
+type Bindings = HashMap<String, Option<Attr>>;
+
+impl Program {
+    /// Compiles a model.
+    ///
+    /// # Errors
+    /// An operator is not known (unless those are skipped), a node has a wrong number of inputs, a graph has a cycle
+    /// or uses a value that nothing defines.
+    pub fn compile(model: &Model, options: &CompileOptions<'_>) -> Result<Program> {
+        let g = model.main();
+        let mut compiler = Compiler { model, options, depth: 0 };
+        let main = compiler.plan(GraphId::MAIN, &model.opsets, None, &HashMap::new())?;
+        let inputs = g
+            .inputs()
+            .iter()
+            .map(|&v| {
+                let value = g.value(v);
+                let default = if let Def::Overridable(t) = &value.def { Some(t.clone()) } else { None };
+                Input { name: value.name.clone(), ty: value.ty.clone(), default }
+            })
+            .collect();
+        let outputs = g.outputs().iter().map(|&v| g.value(v).name.clone()).collect();
+        Ok(Program { main, inputs, outputs })
+    }
+
+    /// Graph inputs in order, without those that are constants.
+    #[must_use]
+    pub fn inputs(&self) -> &[Input] {
+        &self.inputs
+    }
+
+    /// Names of the graph outputs in order.
+    #[must_use]
+    pub fn outputs(&self) -> &[String] {
+        &self.outputs
+    }
+}
+
+struct Compiler<'a> {
+    model: &'a Model,
+    options: &'a CompileOptions<'a>,
+    depth: usize,
+}
+
+/// Slots of an owner's values, for the captures of its bodies.
+type Scope<'a> = &'a dyn Fn(ValueId) -> Result<Operand>;
+
+impl Compiler<'_> {
+    fn plan(
+        &mut self,
+        id: GraphId,
+        opsets: &[(Domain, i64)],
+        outer: Option<Scope<'_>>,
+        bindings: &Bindings,
+    ) -> Result<Plan> {
+        ensure!(self.depth < 64, "graphs are nested more than 64 deep, or a function calls itself");
+        self.depth += 1;
+        let model = self.model;
+        let g = model.graph(id);
+        let order = g.order()?;
+        let bound = g.index_bound();
+        let mut slots = vec![u32::MAX; bound];
+        let mut n_slots = 0u32;
+        let mut slot_of = |v: ValueId, slots: &mut Vec<u32>| {
+            let s = &mut slots[v.index()];
+            if *s == u32::MAX {
+                *s = n_slots;
+                n_slots += 1;
+            }
+            *s
+        };
+        let mut constants = Vec::new();
+        let mut constant_of = HashMap::new();
+        let mut captures = Vec::new();
+        let mut inputs = Vec::new();
+        for &v in g.inputs() {
+            // Below IR version 4 constants are listed as inputs too; nothing is fed for them.
+            if matches!(g.value(v).def, Def::Initializer(_)) {
+                continue;
+            }
+            inputs.push((slot_of(v, &mut slots), v, (self.options.watch)(id, v)));
+        }
+        for v in g.values() {
+            match &g.value(v).def {
+                Def::Initializer(t) => {
+                    constant_of.insert(v, constants.len() as u32);
+                    constants.push(t.clone());
+                }
+                Def::Overridable(t) if !g.inputs().contains(&v) => {
+                    constant_of.insert(v, constants.len() as u32);
+                    constants.push(t.clone());
+                }
+                Def::Capture(_, source) => {
+                    if let Some(scope) = outer {
+                        captures.push((slot_of(v, &mut slots), scope(*source)?));
+                    }
+                }
+                _ => {}
+            }
+        }
+        // The last step that uses each value; graph outputs live to the end.
+        let mut last = vec![usize::MAX; bound];
+        for (i, &n) in order.iter().enumerate() {
+            for v in g.node_inputs(n).into_iter().flatten().chain(g.captures(n)) {
+                last[v.index()] = i;
+            }
+        }
+        for &v in g.outputs() {
+            last[v.index()] = usize::MAX;
+        }
+        let mut steps = Vec::with_capacity(order.len());
+        for (i, &n) in order.iter().enumerate() {
+            for v in g.node_outputs(n).into_iter().flatten() {
+                slot_of(v, &mut slots);
+            }
+            let operand = |v: ValueId, last_use: bool| -> Result<Operand> {
+                if let Some(&c) = constant_of.get(&v) {
+                    return Ok(Operand::Constant(c));
+                }
+                match slots[v.index()] {
+                    u32::MAX => bail!("tensor \"{}\" is used but nothing defines it", g.value(v).name),
+                    slot => Ok(Operand::Slot { slot, last_use }),
+                }
+            };
+            let step = self.step(id, n, i, opsets, bindings, &last, &operand).at(|| g.node(n).location())?;
+            steps.push(step);
+        }
+        let outputs = g
+            .outputs()
+            .iter()
+            .map(|&v| match constant_of.get(&v) {
+                Some(&c) => Ok(Operand::Constant(c)),
+                None if slots[v.index()] == u32::MAX => {
+                    bail!("output \"{}\" is defined by nothing", g.value(v).name)
+                }
+                None => Ok(Operand::Slot { slot: slots[v.index()], last_use: false }),
+            })
+            .collect::<Result<_>>()?;
+        self.depth -= 1;
+        Ok(Plan { graph: id, n_slots: n_slots as usize, inputs, constants, captures, steps, outputs })
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "one call site; the arguments are the state of its loop")]
+    fn step(
+        &mut self,
+        id: GraphId,
+        n: NodeId,
+        i: usize,
+        opsets: &[(Domain, i64)],
+        bindings: &Bindings,
+        last: &[usize],
+        operand: &dyn Fn(ValueId, bool) -> Result<Operand>,
+    ) -> Result<Step> {
+        let g = self.model.graph(id);
+        let node = g.node(n);
+        let attrs = bind(&node.attrs, bindings);
+        let opset = opsets.iter().find(|(d, _)| *d == node.domain).map_or(1, |(_, v)| *v);
+        let ins = g.node_inputs(n);
+        let outs = g.node_outputs(n);
+        // A value in several slots is moved out of its slot by the last of them only.
+        let mut operands = Vec::with_capacity(ins.len());
+        for (slot, v) in ins.iter().enumerate() {
+            operands.push(match v {
+                None => Operand::Empty,
+                Some(v) => {
+                    let again = ins[slot + 1..].contains(&Some(*v)) || g.captures(n).contains(v);
+                    operand(*v, last[v.index()] == i && !again)?
+                }
+            });
+        }
+        let mut release = Vec::new();
+        for v in g.captures(n) {
+            if let Operand::Slot { slot, .. } = operand(v, false)?
+                && last[v.index()] == i
+            {
+                release.push(slot);
+            }
+        }
+        let mut outputs = Vec::with_capacity(outs.len());
+        for v in &outs {
+            outputs.push(match v {
+                None => None,
+                Some(v) => {
+                    let Operand::Slot { slot, .. } = operand(*v, false)? else {
+                        bail!("output \"{}\" is a constant as well", g.value(*v).name)
+                    };
+                    let watched = (self.options.watch)(id, *v);
+                    if g.n_uses(*v) == 0 {
+                        release.push(slot);
+                    }
+                    Some(Output { slot, value: *v, watched })
+                }
+            });
+        }
+        let wanted: Vec<bool> =
+            outs.iter().map(|v| v.is_some_and(|v| g.n_uses(v) > 0 || (self.options.watch)(id, v))).collect();
+        let kind = if let Some(f) = self.model.function(&node.domain, &node.op_type, &node.overload) {
+            let mut bound = Bindings::new();
+            for a in &f.attributes {
+                bound.insert(a.clone(), attrs.get(a).cloned());
+            }
+            for d in f.attribute_defaults.iter() {
+                bound.insert(d.name.clone(), Some(attrs.get(&d.name).unwrap_or(&d.value).clone()));
+            }
+            let body = self.model.graph(f.body);
+            ensure!(
+                ins.len() <= body.inputs().len() && outs.len() <= body.outputs().len(),
+                "has more inputs or outputs than its function"
+            );
+            Kind::Function(Box::new(self.plan(f.body, &f.opsets, None, &bound)?))
+        } else if let Some(def) = lookup(&node.domain, &node.op_type, opset) {
+            check_arity(def, &ins, outs.len())?;
+            Kind::Op(def)
+        } else if self.options.skip_unknown {
+            Kind::Unknown
+        } else {
+            bail!("operator {} of domain {} at opset {opset} is not supported", node.op_type, node.domain)
+        };
+        let mut bodies = Vec::new();
+        for body in attrs.graphs() {
+            bodies.push((body, self.plan(body, opsets, Some(&|v| operand(v, false)), bindings)?));
+        }
+        Ok(Step {
+            kind,
+            op_type: node.op_type.clone(),
+            label: node.label(),
+            opset,
+            attrs,
+            constant: operands.iter().map(|o| matches!(o, Operand::Constant(_))).collect(),
+            operands,
+            outputs,
+            wanted,
+            release,
+            bodies,
+            shared: Shared::new(),
+        })
+    }
+}
+
+/// Attributes with references to the function's attributes replaced by what the call gave.
+fn bind(attrs: &Attrs, bindings: &Bindings) -> Attrs {
+    let mut bound = Attrs::default();
+    for a in attrs.iter() {
+        match &a.value {
+            Attr::Ref(name) => {
+                if let Some(Some(value)) = bindings.get(name) {
+                    bound.set(&a.name, value.clone());
+                }
+            }
+            _ => bound.push(a.clone()),
+        }
+    }
+    bound
+}
+
+fn check_arity(def: &OpDef, ins: &[Option<ValueId>], n_outputs: usize) -> Result<()> {
+    let given = ins.iter().rposition(Option::is_some).map_or(0, |i| i + 1);
+    ensure!(given <= def.inputs.max, "has {given} inputs, expected at most {}", def.inputs.max);
+    for slot in 0..def.inputs.min {
+        ensure!(ins.get(slot).is_some_and(Option::is_some), "input {slot} is missing");
+    }
+    ensure!(n_outputs <= def.outputs.max, "has {n_outputs} outputs, expected at most {}", def.outputs.max);
+    Ok(())
+}

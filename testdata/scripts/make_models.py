@@ -76,6 +76,17 @@ class Net:
             "Conv", [x, w, b], name, kernel_shape=[kernel] * 2, pads=[p] * 4, group=group, **attributes
         )
 
+    def conv1d(self, x, name, c_in, c_out):
+        w, b = self.weight(f"{name}.weight", (c_out, c_in, 3), 3 * c_in), self.bias(f"{name}.bias", c_out)
+        return self.op("Conv", [x, w, b], name, kernel_shape=[3], pads=[1, 1])
+
+    def change_weight(self, name, change):
+        """Replaces a weight by what `change` makes of it."""
+        for w in self.weights:
+            if w.name == name:
+                value = np.asarray(change(numpy_helper.to_array(w).copy()), np.float32)
+                w.CopyFrom(numpy_helper.from_array(value, name))
+
     def gemm(self, x, name, n_in, n_out):
         w, b = self.weight(f"{name}.weight", (n_out, n_in), n_in), self.bias(f"{name}.bias", n_out)
         return self.op("Gemm", [x, w, b], name, transB=1)
@@ -170,6 +181,158 @@ def tied_weight():
     net.output(x, ["N", 8])
     net.output(net.op("Add", [w, w], "twice"), [8, 8])
     return Made(net.done(), {"x": net.random(16, (8,))})
+
+
+@model
+def encoder():
+    """One transformer encoder layer over a dynamic sequence: two heads, a mask of large negative numbers before
+    Softmax, GELU spelled out with Erf, LayerNormalization, weights as MatMul + Add."""
+    net = Net("encoder")
+    width, heads, inner = 16, 2, 32
+    x, mask = net.input("x", ["N", "T", width]), net.input("mask", ["N", "T"])
+
+    def linear(x, name, n_in, n_out):
+        product = net.op("MatMul", [x, net.weight(f"{name}.weight", (n_in, n_out), 2 * n_in)], f"{name}.matmul")
+        return net.op("Add", [product, net.bias(f"{name}.bias", n_out)], name)
+
+    def norm(x, name):
+        scale = net.constant(f"{name}.scale", (1 + 0.1 * net.rng.normal(size=width)).astype(np.float32))
+        return net.op("LayerNormalization", [x, scale, net.bias(f"{name}.bias", width)], name)
+
+    split = net.constant("split", np.array([0, 0, heads, width // heads], np.int64))
+    joined = net.constant("joined", np.array([0, 0, width], np.int64))
+    q, k, v = (
+        net.op(
+            "Transpose",
+            [net.op("Reshape", [linear(x, n, width, width), split], f"{n}.heads")],
+            f"{n}.transposed",
+            perm=[0, 2, 3, 1] if n == "key" else [0, 2, 1, 3],
+        )
+        for n in ("query", "key", "value")
+    )
+    scores = net.op("Mul", [net.op("MatMul", [q, k], "scores"), net.constant("eighth", np.float32(8**-0.5))], "scaled")
+    away = net.op("Sub", [net.constant("one", np.float32(1)), mask], "masked_out")
+    away = net.op("Mul", [away, net.constant("far", np.float32(-1e9))], "penalty")
+    away = net.op("Unsqueeze", [away, net.constant("axes", np.array([1, 2], np.int64))], "penalty_rows")
+    weights = net.op("Softmax", [net.op("Add", [scores, away], "scores_masked")], "attention", axis=-1)
+    mixed = net.op("Transpose", [net.op("MatMul", [weights, v], "context")], "context_rows", perm=[0, 2, 1, 3])
+    mixed = linear(net.op("Reshape", [mixed, joined], "context_joined"), "project", width, width)
+    x = norm(net.op("Add", [x, mixed], "residual1"), "norm1")
+    h = linear(x, "up", width, inner)
+    erf = net.op("Erf", [net.op("Mul", [h, net.constant("half_root", np.float32(0.5**0.5))], "gelu.in")], "gelu.erf")
+    cdf = net.op("Mul", [net.op("Add", [erf, "one"], "gelu.plus"), net.constant("half", np.float32(0.5))], "gelu.cdf")
+    h = linear(net.op("Mul", [h, cdf], "gelu"), "down", inner, width)
+    net.output(norm(net.op("Add", [x, h], "residual2"), "y"), ["N", "T", width])
+    real = np.ones((16, 6), np.float32)
+    real[::3, 4:] = 0
+    return Made(net.done(), {"x": net.random(16, (6, width)), "mask": real})
+
+
+@model
+def concat_ranges():
+    """Two branches whose ranges differ a hundred times meet in a Concat, as boxes and scores do in detectors."""
+    net = Net("concat_ranges")
+    x = net.input("x", ["N", 4, 6, 6])
+    boxes = net.op("Relu", [net.conv(x, "boxes", 4, 4)], "boxes_relu")
+    boxes = net.op("Mul", [boxes, net.constant("stride", np.float32(64))], "pixels")
+    scores = net.op("Sigmoid", [net.conv(x, "scores", 4, 4)], "probability")
+    net.output(net.op("Concat", [boxes, scores], "y", axis=1), ["N", 8, 6, 6])
+    return Made(net.done(), {"x": net.random(16, (4, 6, 6))})
+
+
+@model
+def hard_weights():
+    """A Conv with a dead output channel, a depthwise Conv with channels decades apart, a Conv bias that overflows
+    32 bits at the product scale."""
+    net = Net("hard_weights")
+    x = net.input("x", ["N", 4, 6, 6])
+    x = net.op("Relu", [net.conv(x, "dead", 4, 4)], "dead_relu")
+    net.change_weight("dead.weight", lambda w: w * np.array([1, 0, 1, 1])[:, None, None, None])
+    x = net.conv(x, "decades", 4, 4, group=4)
+    net.change_weight("decades.weight", lambda w: w * np.array([1e-3, 1e-1, 1, 1e2])[:, None, None, None])
+    x = net.conv(x, "overflow", 4, 4, kernel=1)
+    net.change_weight("overflow.weight", lambda w: w * np.array([1, 1, 1e-9, 1])[:, None, None, None])
+    net.output(x, ["N", 4, 6, 6])
+    return Made(net.done(), {"x": net.random(16, (4, 6, 6))})
+
+
+@model
+def branches():
+    """An If whose branches use a value from outside and hold weights of their own; the condition is data."""
+    net = Net("branches")
+    x = net.op("Relu", [net.gemm(net.input("x", ["N", 6]), "before", 6, 6)], "relu")
+    total = net.op("ReduceSum", [x], "total", keepdims=0)
+    condition = net.op("Greater", [total, net.constant("limit", np.float32(5))], "condition")
+    bodies = {}
+    for name in ("then_branch", "else_branch"):
+        body = Net(f"branches.{name}")
+        out = body.gemm(x, f"{name}.gemm", 6, 4)
+        bodies[name] = helper.make_graph(
+            body.nodes, name, [], [helper.make_tensor_value_info(out, FLOAT, ["N", 4])], body.weights
+        )
+    net.output(net.op("If", [condition], "y", **bodies), ["N", 4])
+    return Made(net.done(), {"x": net.random(16, (6,))})
+
+
+@model
+def shared_outputs():
+    """A Conv output that is also a graph output, a Relu before a fork, an initializer as graph output, and a weight
+    that callers may override because it is a graph input too."""
+    net = Net("shared_outputs")
+    x = net.input("x", ["N", 3, 6, 6])
+    seen = net.conv(x, "seen", 3, 4)
+    net.output(seen, ["N", 4, 6, 6])
+    fork = net.op("Relu", [seen], "fork")
+    left, right = net.conv(fork, "left", 4, 4), net.op("AveragePool", [fork], "right", kernel_shape=[3, 3], pads=[1] * 4)
+    net.output(net.op("Add", [left, right], "joined"), ["N", 4, 6, 6])
+    w = net.weight("w", (4, 4, 1, 1), 4)
+    net.inputs.append(helper.make_tensor_value_info(w, FLOAT, [4, 4, 1, 1]))
+    net.output(net.op("Conv", [fork, w], "overridable", kernel_shape=[1, 1]), ["N", 4, 6, 6])
+    net.output(net.constant("version", np.array([3], np.int64)), [1], INT64)
+    return Made(net.done(), {"x": net.random(16, (3, 6, 6))})
+
+
+@model
+def recurrent():
+    """A small LSTM between two Gemms, as in voice activity models: recurrent nodes stay float on the CPU."""
+    net = Net("recurrent")
+    n, hidden = 6, 8
+    x = net.op("Tanh", [net.conv1d(net.input("x", ["N", 4, 10]), "front", 4, n)], "tanh")
+    x = net.op("Transpose", [x], "steps", perm=[2, 0, 1])
+    w, r = net.weight("w", (1, 4 * hidden, n), 2 * n), net.weight("r", (1, 4 * hidden, hidden), 2 * hidden)
+    b = net.constant("b", net.rng.normal(0, 0.1, (1, 8 * hidden)).astype(np.float32))
+    net.nodes.append(helper.make_node("LSTM", [x, w, r, b], ["", "last"], name="lstm", hidden_size=hidden))
+    x = net.op("Squeeze", ["last", net.constant("axes", np.array([0], np.int64))], "state")
+    net.output(net.gemm(x, "y", hidden, 3), ["N", 3])
+    return Made(net.done(), {"x": net.random(16, (4, 10))})
+
+
+@model
+def half_precision():
+    """A network in float16 throughout, inputs and outputs included."""
+    net = Net("half_precision")
+    half = TensorProto.FLOAT16
+    x = net.input("x", ["N", 3, 6, 6], half)
+    x = net.op("Relu", [net.conv(x, "conv", 3, 8)], "relu")
+    x = net.op("Flatten", [net.op("GlobalAveragePool", [x], "average")], "flatten")
+    net.output(net.gemm(x, "y", 8, 4), ["N", 4], half)
+    for w in net.weights:
+        w.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(w).astype(np.float16), w.name))
+    return Made(net.done(), {"x": net.random(16, (3, 6, 6)).astype(np.float16)})
+
+
+@model
+def already_quantized():
+    """A model that went through a quantizer before: QuantizeLinear and DequantizeLinear around a Gemm."""
+    net = Net("already_quantized")
+    x = net.input("x", ["N", 6])
+    scale, zero = net.constant("x_scale", np.float32(0.03)), net.constant("x_zero_point", np.uint8(128))
+    x = net.op("QuantizeLinear", [x, scale, zero], "x_QuantizeLinear_Output")
+    x = net.op("DequantizeLinear", [x, scale, zero], "x_DequantizeLinear_Output")
+    w = net.constant("w_quantized", net.rng.integers(-127, 128, (6, 4)).astype(np.int8))
+    w = net.op("DequantizeLinear", [w, net.constant("w_scale", np.float32(0.01))], "w_DequantizeLinear_Output")
+    net.output(net.op("Gemm", [x, w], "y"), ["N", 4])
+    return Made(net.done(), {"x": net.random(16, (6,))})
 
 
 @model

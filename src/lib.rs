@@ -7,6 +7,7 @@ pub mod error;
 pub mod infer;
 pub mod interp;
 pub mod ir;
+pub mod kernels;
 pub mod onnx;
 pub mod ops;
 pub mod tensor;

@@ -1,0 +1,69 @@
+//! Runs a loop compiled for the widest vectors of this machine, found at run time.
+//!
+//! A loop is a [`Kernel`] whose `run` is `#[inline(always)]`: it is compiled once per instruction set and vectorised by
+//! the compiler. Nothing here contracts `a * b + c`, so that the same input gives the same bits on every machine.
+
+/// A computation that [`run`] compiles for several instruction sets.
+pub trait Kernel {
+    /// What it computes.
+    type Output;
+    /// The computation. Must be `#[inline(always)]`, and so must what it calls in its inner loops.
+    fn run(self) -> Self::Output;
+}
+
+/// Runs the kernel with the widest vectors that the machine has.
+#[inline]
+pub fn run<K: Kernel>(kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if has_avx512() {
+            // SAFETY: the features that the function needs were detected.
+            return unsafe { run_avx512(kernel) };
+        }
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the feature that the function needs was detected.
+            return unsafe { run_avx2(kernel) };
+        }
+    }
+    // Every aarch64 machine has NEON, which the compiler uses by default.
+    kernel.run()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx512() -> bool {
+    use std::arch::is_x86_feature_detected as has;
+    has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl")
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Sum<'a>(&'a [f32]);
+
+    impl Kernel for Sum<'_> {
+        type Output = f32;
+        #[inline(always)]
+        fn run(self) -> f32 {
+            self.0.iter().sum()
+        }
+    }
+
+    #[test]
+    fn gives_what_the_plain_loop_gives() {
+        let v: Vec<f32> = (0..100).map(|i| i as f32 * 0.1).collect();
+        assert_eq!(run(Sum(&v)).to_bits(), Sum(&v).run().to_bits());
+    }
+}

@@ -390,11 +390,7 @@ fn keep_or_new<T: Default + PartialEq>(attr: Option<&KeptAttr>, old: Option<&T>,
 }
 
 /// The entry of a value in a list whose order may have changed.
-fn entry<'a>(
-    list: &'a [(ValueId, Kept<ValueInfoProto>)],
-    i: usize,
-    value: ValueId,
-) -> Option<&'a Kept<ValueInfoProto>> {
+fn entry(list: &[(ValueId, Kept<ValueInfoProto>)], i: usize, value: ValueId) -> Option<&Kept<ValueInfoProto>> {
     let same = |(v, _): &&(ValueId, Kept<ValueInfoProto>)| *v == value;
     list.get(i).filter(same).or_else(|| list.iter().find(same)).map(|(_, kept)| kept)
 }

@@ -4,9 +4,9 @@
 //! the same bytes: what the IR does not model rides along (`residue.rs`), fields that the schema does not know
 //! included (`unknown.rs`).
 
-#![warn(clippy::as_conversions)]
-#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
+#![cfg_attr(not(test), warn(clippy::as_conversions, clippy::indexing_slicing))]
 
+mod data;
 mod export;
 mod external;
 mod import;
@@ -17,6 +17,7 @@ mod tensor;
 mod unknown;
 mod write;
 
+pub use data::{Stored, read_tensor_pb, read_value_pb, write_tensor_pb};
 pub use read::{read, read_bytes};
 pub use write::{External, WriteOptions, to_bytes, to_canonical_bytes, write};
 

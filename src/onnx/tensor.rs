@@ -253,11 +253,11 @@ fn from_raw(dtype: DType, n: usize, raw: Bytes) -> Result<Data> {
         U4 | U2 | F4E2M1 | F6E2M3 | F6E3M2 => u8::wrap(unpack(&raw, dtype.bits(), n).collect::<Vec<_>>().into()),
         C64 => {
             let parts = Buf::<f32>::from_bytes(native(raw, 4));
-            pairs(parts.as_slice(), |re, im| tensor::C64::new(re, im))
+            pairs(parts.as_slice(), tensor::C64::new)
         }
         C128 => {
             let parts = Buf::<f64>::from_bytes(native(raw, 8));
-            pairs(parts.as_slice(), |re, im| tensor::C128::new(re, im))
+            pairs(parts.as_slice(), tensor::C128::new)
         }
         Str => bail!("strings cannot be raw data"),
     })
@@ -341,8 +341,8 @@ fn from_lists(message: &TensorProto, dtype: DType, n: usize) -> Result<Data> {
         I4 | I2 | U4 | U2 | F4E2M1 => from_raw(dtype, n, bytes().collect::<Vec<_>>().into())?,
         F6E2M3 | F6E3M2 => u8::wrap(bytes().map(|b| b & 0x3f).collect::<Vec<_>>().into()),
         U8 | F8E4M3FN | F8E4M3FNUZ | F8E5M2 | F8E5M2FNUZ | F8E8M0 => u8::wrap(bytes().collect::<Vec<_>>().into()),
-        C64 => pairs(&message.float_data, |re, im| tensor::C64::new(re, im)),
-        C128 => pairs(&message.double_data, |re, im| tensor::C128::new(re, im)),
+        C64 => pairs(&message.float_data, tensor::C64::new),
+        C128 => pairs(&message.double_data, tensor::C128::new),
         Str => {
             let text = |(i, bytes): (usize, &Bytes)| {
                 std::str::from_utf8(bytes).map(str::to_owned).with_context(|| format!("string {i}"))

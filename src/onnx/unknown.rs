@@ -179,7 +179,7 @@ impl<'a> Wire<'a> {
 
     fn truncated(&self, needed: u64) -> anyhow::Error {
         let (at, left) = (self.start + self.at, self.bytes.len().saturating_sub(self.at));
-        anyhow!("truncated at byte {at}: {} needs {needed} more bytes, {left} are left", self.message)
+        anyhow!("truncated at byte {at}: a field of {} takes {needed} more bytes, {left} are left", self.message)
     }
 }
 
@@ -299,11 +299,17 @@ mod tests {
     fn damage_is_told_with_its_place() {
         let bytes = model();
         let of = |bytes: &[u8]| format!("{:#}", scan(bytes, MODEL).unwrap_err());
-        assert_eq!(of(&bytes[..20]), "truncated at byte 4: onnx.ModelProto needs 33 more bytes, 16 are left");
-        assert_eq!(of(&[8]), "truncated at byte 1: onnx.ModelProto needs 1 more bytes, 0 are left");
+        assert_eq!(
+            of(&bytes[..20]),
+            "truncated at byte 4: a field of onnx.ModelProto takes 36 more bytes, 16 are left"
+        );
+        assert_eq!(of(&[8]), "truncated at byte 1: a field of onnx.ModelProto takes 1 more bytes, 0 are left");
         assert_eq!(of(&[0x0f]), "invalid wire type 7 at byte 1 (onnx.ModelProto)");
         assert_eq!(of(&[0]), "invalid field key at byte 0 (onnx.ModelProto)");
-        assert_eq!(of(&[0x3a, 2, 0x0a, 5]), "truncated at byte 4: onnx.GraphProto needs 5 more bytes, 0 are left");
+        assert_eq!(
+            of(&[0x3a, 2, 0x0a, 5]),
+            "truncated at byte 4: a field of onnx.GraphProto takes 5 more bytes, 0 are left"
+        );
         assert_eq!(
             of(&[8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2]),
             "invalid number at byte 10 (onnx.ModelProto)"

@@ -266,7 +266,7 @@ fn raw(tensor: &TensorRef) -> Result<Option<Bytes>> {
 }
 
 /// Writes a file so that its name always leads to all of it.
-fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = temporary(path)?;
     temporary.as_file().write_all(bytes).context("cannot be written")?;
     persist(temporary, path)

@@ -8,8 +8,10 @@
 #![allow(dead_code, unreachable_pub, reason = "shared by test binaries")]
 
 pub mod backend_data;
+pub mod compare;
 pub mod npz;
 pub mod ort;
+pub mod pb;
 pub mod python;
 
 use std::path::{Path, PathBuf};

@@ -13,6 +13,7 @@ mod order;
 pub mod text;
 mod text_lower;
 pub mod text_parse;
+pub mod sym;
 pub mod types;
 pub mod value;
 pub mod verify;

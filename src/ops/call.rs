@@ -143,6 +143,22 @@ impl Call<'_> {
         self.inputs.get_mut(slot).and_then(Option::take).ok_or_else(|| anyhow!("input {slot} is missing"))
     }
 
+    /// The elements of an optional input of integers: a shape, axes, indices. `None` for an empty slot.
+    ///
+    /// # Errors
+    /// The slot holds no tensor, or one that is not of integers.
+    pub fn optional_ints(&self, slot: usize) -> Result<Option<Vec<i64>>> {
+        self.optional(slot)?.map(|t| t.to_i64s().with_context(|| format!("input {slot}"))).transpose()
+    }
+
+    /// The elements of an input of integers: a shape, axes, indices.
+    ///
+    /// # Errors
+    /// The slot is empty, holds no tensor, or one that is not of integers.
+    pub fn ints(&self, slot: usize) -> Result<Vec<i64>> {
+        self.input(slot)?.to_i64s().with_context(|| format!("input {slot}"))
+    }
+
     /// The number of input slots.
     #[must_use]
     pub fn n_inputs(&self) -> usize {

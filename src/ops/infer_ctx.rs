@@ -1,7 +1,7 @@
 //! What an operator sees when types and shapes are inferred.
 
 use crate::error::{Result, anyhow, bail};
-use crate::ir::{Attrs, Dim, GraphId, TensorType, ValueType};
+use crate::ir::{Attrs, Dim, GraphId, TensorType, ValueType, sym};
 use crate::tensor::{DType, Tensor};
 
 /// Infers bodies of control-flow nodes; `infer` implements it.
@@ -74,10 +74,10 @@ impl InferCtx<'_> {
         if let Some(t) = self.constant(slot) {
             return t.to_i64s().ok();
         }
-        self.values(slot)?.iter().map(|d| d.known().map(|n| n as i64)).collect()
+        self.values(slot)?.iter().map(sym::constant).collect()
     }
 
-    /// The elements of an input that is a shape, perhaps as symbols.
+    /// The elements of an input that is a shape, perhaps as symbols; negative ones as [`sym::of_int`] has them.
     #[must_use]
     pub fn values(&self, slot: usize) -> Option<Vec<Dim>> {
         if let Some(v) = self.values.get(slot).and_then(Option::as_ref) {
@@ -87,7 +87,7 @@ impl InferCtx<'_> {
         if t.rank() > 1 || !t.dtype().is_integer() {
             return None;
         }
-        t.to_i64s().ok()?.into_iter().map(|n| usize::try_from(n).ok().map(Dim::Known)).collect()
+        Some(t.to_i64s().ok()?.into_iter().map(sym::of_int).collect())
     }
 
     /// Whether something is connected to an input slot.

@@ -108,7 +108,16 @@ macro_rules! ops {
 }
 
 ops! {
+    concat
+    flatten
+    gather
     identity
+    reshape
+    slice
+    split
+    squeeze
+    transpose
+    unsqueeze
 }
 
 static TABLE: LazyLock<BTreeMap<(&'static str, &'static str), Vec<&'static OpDef>>> = LazyLock::new(|| {

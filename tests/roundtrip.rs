@@ -60,6 +60,19 @@ fn every_backend_test_model() {
 }
 
 #[test]
+fn every_feature_and_the_small_models() {
+    let mut paths: Vec<_> = ["read", "models", "demo"]
+        .iter()
+        .flat_map(|dir| std::fs::read_dir(common::testdata(dir)).unwrap())
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "onnx"))
+        .collect();
+    paths.sort();
+    assert!(paths.iter().any(|p| p.ends_with("every_feature.onnx")));
+    assert_eq!(check(&paths), paths.len());
+}
+
+#[test]
 fn every_real_model() {
     let Some(zoo) = common::zoo() else {
         println!("ONNX_QUANT_ZOO is not set: no real models compared");

@@ -51,7 +51,8 @@ pub(super) struct Folder {
     /// The folders that data may lie in, canonical; none for a model without a folder.
     allowed: Vec<PathBuf>,
     base: PathBuf,
-    files: BTreeMap<String, Bytes>,
+    /// Mapped files by location, each with its canonical path.
+    files: BTreeMap<String, (PathBuf, Bytes)>,
 }
 
 impl Folder {
@@ -75,10 +76,10 @@ impl Folder {
     /// The bytes at `place`, of which there have to be `expected`.
     pub(super) fn bytes(&mut self, place: &Place, expected: usize) -> Result<Bytes> {
         let file = match self.files.get(&place.location) {
-            Some(file) => file.clone(),
+            Some((_, file)) => file.clone(),
             None => {
-                let file = self.open(&place.location)?;
-                self.files.insert(place.location.clone(), file.clone());
+                let (path, file) = self.open(&place.location)?;
+                self.files.insert(place.location.clone(), (path, file.clone()));
                 file
             }
         };
@@ -97,7 +98,7 @@ impl Folder {
         Ok(file.slice(usize::try_from(place.offset)?..usize::try_from(end)?))
     }
 
-    fn open(&self, location: &str) -> Result<Bytes> {
+    fn open(&self, location: &str) -> Result<(PathBuf, Bytes)> {
         let inside = |c: Component<'_>| matches!(c, Component::Normal(_) | Component::CurDir);
         if self.allowed.is_empty() {
             bail!("external data {location:?}, but the model has no folder");
@@ -118,7 +119,13 @@ impl Folder {
             real.display()
         );
         let file = File::open(&real).with_context(|| format!("external data file {}", path.display()))?;
-        map(&file).with_context(|| format!("external data file {}", path.display()))
+        let bytes = map(&file).with_context(|| format!("external data file {}", path.display()))?;
+        Ok((real, bytes))
+    }
+
+    /// The canonical paths of the files that were read.
+    pub(super) fn into_paths(self) -> impl Iterator<Item = PathBuf> {
+        self.files.into_values().map(|(path, _)| path)
     }
 }
 

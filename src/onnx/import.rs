@@ -101,7 +101,7 @@ pub(super) fn import(proto: ModelProto, mut unknown: Unknown, folder: Folder, or
         importer.function(function, branch).with_context(|| format!("function \"{name}\""))?;
     }
 
-    let Importer { mut model, notes, .. } = importer;
+    let Importer { mut model, folder, notes, scopes: _ } = importer;
     let message = ModelProto {
         ir_version,
         opset_import,
@@ -117,7 +117,8 @@ pub(super) fn import(proto: ModelProto, mut unknown: Unknown, folder: Folder, or
         configuration,
     };
     let notes = notes.diagnostics().to_vec();
-    model.residue = Residue::new(KeptModel { kept: Kept { message, unknown }, notes, ..origin });
+    let files = origin.files.iter().cloned().chain(folder.into_paths()).collect();
+    model.residue = Residue::new(KeptModel { kept: Kept { message, unknown }, files, notes, ..origin });
     Ok(model)
 }
 

@@ -35,7 +35,7 @@ fn read_file(path: &Path) -> Result<Model> {
     let bytes = open(path)?;
     let origin = KeptModel {
         source: bytes.clone(),
-        path: path.canonicalize().ok(),
+        files: path.canonicalize().into_iter().collect(),
         base: parent(path).canonicalize().ok(),
         ..KeptModel::default()
     };

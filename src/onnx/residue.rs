@@ -57,8 +57,8 @@ pub(super) struct KeptModel {
     pub(super) kept: Kept<ModelProto>,
     /// The whole file.
     pub(super) source: Bytes,
-    /// The file's path, canonical, when it came from a file.
-    pub(super) path: Option<PathBuf>,
+    /// The files that it came from, canonical: the model file, then those of external data.
+    pub(super) files: Vec<PathBuf>,
     /// The folder of its external data.
     pub(super) base: Option<PathBuf>,
     /// What import has to say.

@@ -15,7 +15,7 @@ use crate::ir::{TensorRef, value::TensorSource};
 use crate::tensor::{self, Buf, DType, Data, Element, Tensor, count};
 
 /// Most bytes that a sparse tensor may take when it is made dense: its shape costs the file nothing.
-const MAX_DENSE: usize = 1 << 32;
+const MAX_DENSE: usize = 1 << 30;
 
 /// A tensor of a file, decoded when it is asked for.
 #[derive(Debug)]

@@ -52,7 +52,7 @@ pub struct WriteOptions {
     /// Where tensors of 1 KiB and more go. The external file has the model's name with `.data` added and lies beside
     /// it; each tensor in it starts on a page of 4096 bytes. Scales, zero points and shapes stay in the model file.
     pub external: External,
-    /// Files that must not be written over, besides the one that the model was read from.
+    /// Files that must not be written over, besides those that the model was read from.
     pub inputs: Vec<PathBuf>,
 }
 
@@ -94,9 +94,10 @@ fn unchanged(model: &Model, message: &ModelProto, unknown: &Unknown) -> Result<O
         Err(_) => return Ok(None),
     };
     let (before, unknown_before) = export(&again, &mut verbatim)?;
-    let same = before.encoded_len() == message.encoded_len()
-        && *unknown == unknown_before
-        && encode(&before, &unknown_before)? == encode(message, unknown)?;
+    // Not-a-number differs from itself, but its bytes do not.
+    let same = *unknown == unknown_before
+        && (before == *message
+            || before.encoded_len() == message.encoded_len() && before.encode_to_vec() == message.encode_to_vec());
     Ok(same.then(|| kept.source.clone()))
 }
 
@@ -162,10 +163,10 @@ fn target(model: &Model, path: &Path, inputs: &[PathBuf]) -> Result<PathBuf> {
 
 fn refuse_inputs(model: &Model, target: &Path, inputs: &[PathBuf]) -> Result<()> {
     let real = target.canonicalize().unwrap_or_else(|_| target.to_path_buf());
-    let own = model.residue.get::<KeptModel>().and_then(|k| k.path.clone());
+    let own = model.residue.get::<KeptModel>().map_or(&[][..], |k| &k.files);
     for input in own.iter().chain(inputs) {
         if input.canonicalize().is_ok_and(|i| i == real) {
-            return Err(anyhow!("output and input are the same file")).help(|| "write to another file".into());
+            return Err(anyhow!("output and input are the same file")).help(|| "write to another place".into());
         }
     }
     Ok(())

@@ -3,13 +3,16 @@
 use std::collections::HashMap;
 
 use crate::diag::Sink;
-use crate::error::{Location, Result};
-use crate::ir::{Def, Dim, GraphId, Model, NodeId, TensorType, ValueId, ValueType};
-use crate::ops::{InferBodies, InferCtx, lookup};
-use crate::tensor::Tensor;
+use crate::error::{Location, Result, bail, ensure};
+use crate::ir::{Attrs, Bindings, Def, Dim, GraphId, Model, NodeId, TensorType, ValueId, ValueType};
+use crate::ops::{Bodies, Call, InferBodies, InferCtx, Item, OpDef, Shared, lookup};
+use crate::tensor::{Tensor, count};
 
 /// Constants of more elements than this are not shown to inference: it asks for shapes, axes and the like.
 const MAX_CONSTANT: usize = 1024;
+
+/// Function calls nested deeper than this are an endless recursion.
+const MAX_DEPTH: usize = 64;
 
 /// Finds types and shapes of all values in the main graph and in the bodies of its control-flow nodes. What a file
 /// declares and inference contradicts is reported to `sink` and replaced, except for graph inputs and outputs, which
@@ -20,7 +23,15 @@ const MAX_CONSTANT: usize = 1024;
 /// # Errors
 /// A graph has a cycle; the error names a node of it.
 pub fn infer(model: &mut Model, sink: &mut Sink) -> Result<()> {
-    let mut walk = Walk { model, sink, values: HashMap::new(), is_final: true };
+    let mut walk = Walk {
+        model,
+        sink,
+        values: HashMap::new(),
+        folded: HashMap::new(),
+        bindings: Bindings::new(),
+        depth: 0,
+        is_final: true,
+    };
     walk.graph(GraphId::MAIN)
 }
 
@@ -29,6 +40,12 @@ struct Walk<'a> {
     sink: &'a mut Sink,
     /// Elements of values that are shapes.
     values: HashMap<(GraphId, ValueId), Vec<Dim>>,
+    /// Small values that are computed from constants alone.
+    folded: HashMap<(GraphId, ValueId), Tensor>,
+    /// Attributes of the function call that is being inferred.
+    bindings: Bindings,
+    /// How deep function calls are nested.
+    depth: usize,
     is_final: bool,
 }
 
@@ -61,6 +78,7 @@ impl Walk<'_> {
         }
         match &self.model.graph(at.0).value(at.1).def {
             Def::Initializer(t) if t.len() <= MAX_CONSTANT => Ok(Some(t.get()?.clone())),
+            Def::Node | Def::Input => Ok(self.folded.get(&at).cloned()),
             _ => Ok(None),
         }
     }
@@ -69,13 +87,31 @@ impl Walk<'_> {
         let g = self.model.graph(id);
         let node = g.node(n);
         let opset = self.model.opsets_in(id).iter().find(|(d, _)| *d == node.domain).map_or(1, |(_, v)| *v);
-        let Some(def) = lookup(&node.domain, &node.op_type, opset) else { return Ok(()) };
-        if self.model.function(&node.domain, &node.op_type, &node.overload).is_some() {
-            return Ok(());
-        }
+        let attrs = node.attrs.bound(&self.bindings);
         let ins = g.node_inputs(n);
         let outs = g.node_outputs(n);
-        let (op_type, attrs) = (node.op_type.clone(), node.attrs.clone());
+        if let Some(f) = self.model.function(&node.domain, &node.op_type, &node.overload) {
+            let (body, bindings) = (f.body, f.bind(&attrs));
+            let inputs: Vec<_> = ins.iter().map(|v| v.and_then(|v| g.value(v).ty.clone())).collect();
+            for (&formal, v) in self.model.graph(body).inputs().iter().zip(&ins) {
+                let Some(v) = *v else { continue };
+                if let Some(t) = self.constant(id, v)? {
+                    self.folded.insert((body, formal), t);
+                }
+                if let Some(values) = self.values.get(&(id, v)).cloned() {
+                    self.values.insert((body, formal), values);
+                }
+            }
+            let types = self.call(body, bindings, &inputs)?;
+            for (v, ty) in outs.into_iter().zip(types) {
+                if let (Some(v), Some(ty)) = (v, ty) {
+                    self.merge(id, v, ty);
+                }
+            }
+            return Ok(());
+        }
+        let Some(def) = lookup(&node.domain, &node.op_type, opset) else { return Ok(()) };
+        let op_type = node.op_type.clone();
         let constants = ins.iter().map(|v| v.map_or(Ok(None), |v| self.constant(id, v))).collect::<Result<Vec<_>>>()?;
         let inputs = ins.iter().map(|v| v.and_then(|v| g.value(v).ty.clone())).collect();
         let values = ins.iter().map(|v| v.and_then(|v| self.values.get(&(id, v)).cloned())).collect();
@@ -94,8 +130,13 @@ impl Walk<'_> {
         };
         (def.infer)(&mut ctx)?;
         let (types, shapes) = (ctx.outputs, ctx.output_values);
-        for ((v, ty), values) in outs.into_iter().zip(types).zip(shapes) {
+        let folded = fold(def, &op_type, &attrs, opset, ctx.constants, &ctx.present, &types);
+        for (i, ((v, ty), values)) in outs.into_iter().zip(types).zip(shapes).enumerate() {
             let Some(v) = v else { continue };
+            match folded.get(i) {
+                Some(t) if t.len() <= MAX_CONSTANT => self.folded.insert((id, v), t.clone()),
+                _ => self.folded.remove(&(id, v)),
+            };
             if let Some(ty) = ty {
                 self.merge(id, v, ty);
             }
@@ -105,6 +146,34 @@ impl Walk<'_> {
             };
         }
         Ok(())
+    }
+
+    /// Types of the outputs of a function that is called with inputs of these types. What one call finds inside the
+    /// body says nothing about the next call, so the body is left as it was.
+    fn call(
+        &mut self,
+        body: GraphId,
+        bindings: Bindings,
+        inputs: &[Option<ValueType>],
+    ) -> Result<Vec<Option<ValueType>>> {
+        ensure!(self.depth < MAX_DEPTH, "functions are nested more than {MAX_DEPTH} deep, or one calls itself");
+        let saved: Vec<_> = self
+            .model
+            .graph_ids()
+            .filter(|&g| self.model.root_of(g) == body)
+            .map(|g| (g, self.model.graph(g).clone()))
+            .collect();
+        let outer = std::mem::replace(&mut self.bindings, bindings);
+        self.depth += 1;
+        let types = InferBodies::infer(self, body, inputs);
+        self.depth -= 1;
+        self.bindings = outer;
+        for (id, graph) in saved {
+            self.values.retain(|(g, _), _| *g != id);
+            self.folded.retain(|(g, _), _| *g != id);
+            *self.model.graph_mut(id) = graph;
+        }
+        types
     }
 
     fn merge(&mut self, id: GraphId, v: ValueId, found: ValueType) {
@@ -152,6 +221,50 @@ impl InferBodies for Walk<'_> {
         self.graph(body)?;
         let g = self.model.graph(body);
         Ok(g.outputs().iter().map(|&v| g.value(v).ty.clone()).collect())
+    }
+}
+
+/// The outputs of a node whose inputs are all small constants and whose outputs are small; else nothing.
+fn fold(
+    def: &OpDef,
+    op_type: &str,
+    attrs: &Attrs,
+    opset: i64,
+    constants: Vec<Option<Tensor>>,
+    present: &[bool],
+    types: &[Option<ValueType>],
+) -> Vec<Tensor> {
+    let is_small = |ty: &Option<ValueType>| {
+        let shape = ty.as_ref().and_then(ValueType::as_tensor).and_then(TensorType::fixed_shape);
+        shape.is_some_and(|s| count(&s).is_ok_and(|n| n <= MAX_CONSTANT))
+    };
+    let is_constant = constants.iter().zip(present).all(|(c, &p)| c.is_some() == p);
+    if !def.is_pure || !is_constant || attrs.graphs().next().is_some() || !types.iter().all(is_small) {
+        return Vec::new();
+    }
+    let (n_inputs, n_outputs) = (constants.len(), types.len());
+    let mut call = Call {
+        op_type,
+        attrs,
+        opset,
+        inputs: constants.into_iter().map(|t| t.map(Item::Tensor)).collect(),
+        constant: &vec![true; n_inputs],
+        wanted: &vec![true; n_outputs],
+        threads: 1,
+        seed: 0,
+        bodies: &NoBodies,
+        shared: &Shared::new(),
+    };
+    // A node that cannot be evaluated says so when it runs.
+    let Ok(items) = (def.eval)(&mut call) else { return Vec::new() };
+    items.into_iter().map(Item::into_tensor).collect::<Result<_>>().unwrap_or_default()
+}
+
+struct NoBodies;
+
+impl Bodies for NoBodies {
+    fn run(&self, _: GraphId, _: Vec<Item>) -> Result<Vec<Item>> {
+        bail!("nodes with bodies are not folded")
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::Input;
 use crate::error::{At, Result, bail, ensure};
-use crate::ir::{Attr, Attrs, Def, Domain, GraphId, Model, NodeId, TensorRef, ValueId};
+use crate::ir::{Attrs, Bindings, Def, Domain, GraphId, Model, NodeId, TensorRef, ValueId};
 use crate::ops::{OpDef, Shared, lookup};
 
 /// How to compile.
@@ -79,9 +79,6 @@ pub(super) struct Plan {
     pub outputs: Vec<Operand>,
 }
 
-/// What a function call binds the function's attributes to.
-type Bindings = HashMap<String, Option<Attr>>;
-
 impl Program {
     /// Compiles a model.
     ///
@@ -91,7 +88,7 @@ impl Program {
     pub fn compile(model: &Model, options: &CompileOptions<'_>) -> Result<Program> {
         let g = model.main();
         let mut compiler = Compiler { model, options, depth: 0 };
-        let main = compiler.plan(GraphId::MAIN, &model.opsets, None, &HashMap::new())?;
+        let main = compiler.plan(GraphId::MAIN, &model.opsets, None, &Bindings::new())?;
         let inputs = g
             .inputs()
             .iter()
@@ -235,7 +232,7 @@ impl Compiler<'_> {
     ) -> Result<Step> {
         let g = self.model.graph(id);
         let node = g.node(n);
-        let attrs = bind(&node.attrs, bindings);
+        let attrs = node.attrs.bound(bindings);
         let opset = opsets.iter().find(|(d, _)| *d == node.domain).map_or(1, |(_, v)| *v);
         let ins = g.node_inputs(n);
         let outs = g.node_outputs(n);
@@ -277,19 +274,12 @@ impl Compiler<'_> {
         let wanted: Vec<bool> =
             outs.iter().map(|v| v.is_some_and(|v| g.n_uses(v) > 0 || (self.options.watch)(id, v))).collect();
         let kind = if let Some(f) = self.model.function(&node.domain, &node.op_type, &node.overload) {
-            let mut bound = Bindings::new();
-            for a in &f.attributes {
-                bound.insert(a.clone(), attrs.get(a).cloned());
-            }
-            for d in f.attribute_defaults.iter() {
-                bound.insert(d.name.clone(), Some(attrs.get(&d.name).unwrap_or(&d.value).clone()));
-            }
             let body = self.model.graph(f.body);
             ensure!(
                 ins.len() <= body.inputs().len() && outs.len() <= body.outputs().len(),
                 "has more inputs or outputs than its function"
             );
-            Kind::Function(Box::new(self.plan(f.body, &f.opsets, None, &bound)?))
+            Kind::Function(Box::new(self.plan(f.body, &f.opsets, None, &f.bind(&attrs))?))
         } else if let Some(def) = lookup(&node.domain, &node.op_type, opset) {
             check_arity(def, &ins, outs.len())?;
             Kind::Op(def)
@@ -317,22 +307,6 @@ impl Compiler<'_> {
             shared: Shared::new(),
         })
     }
-}
-
-/// Attributes with references to the function's attributes replaced by what the call gave.
-fn bind(attrs: &Attrs, bindings: &Bindings) -> Attrs {
-    let mut bound = Attrs::default();
-    for a in attrs.iter() {
-        match &a.value {
-            Attr::Ref(name) => {
-                if let Some(Some(value)) = bindings.get(name) {
-                    bound.set(&a.name, value.clone());
-                }
-            }
-            _ => bound.push(a.clone()),
-        }
-    }
-    bound
 }
 
 fn check_arity(def: &OpDef, ins: &[Option<ValueId>], n_outputs: usize) -> Result<()> {

@@ -1,5 +1,7 @@
 //! Attributes of nodes, in the file's order.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
 use super::{GraphId, Residue, TensorRef, ValueType};
@@ -46,6 +48,9 @@ pub struct NamedAttr {
     pub residue: Residue,
 }
 
+/// What a call of a function gives for each of the function's attributes; `None` for one that has no value.
+pub type Bindings = BTreeMap<String, Option<Attr>>;
+
 /// A node's attributes.
 #[derive(Debug, Clone, Default)]
 pub struct Attrs(Vec<NamedAttr>);
@@ -68,6 +73,23 @@ impl Attrs {
     /// Appends an attribute as it is, for importers.
     pub fn push(&mut self, attr: NamedAttr) {
         self.0.push(attr);
+    }
+
+    /// The attributes with references to the function's attributes replaced by what the call gave.
+    #[must_use]
+    pub fn bound(&self, bindings: &Bindings) -> Attrs {
+        let mut bound = Attrs::default();
+        for a in &self.0 {
+            match &a.value {
+                Attr::Ref(name) => {
+                    if let Some(Some(value)) = bindings.get(name) {
+                        bound.set(&a.name, value.clone());
+                    }
+                }
+                _ => bound.push(a.clone()),
+            }
+        }
+        bound
     }
 
     /// Removes an attribute and gives its value back.

@@ -18,7 +18,7 @@ pub mod types;
 pub mod value;
 pub mod verify;
 
-pub use attr::{Attr, Attrs};
+pub use attr::{Attr, Attrs, Bindings};
 pub use graph::{Graph, NodeId, ValueId};
 pub use model::{Function, GraphId, Model};
 pub use names::Names;

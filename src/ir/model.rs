@@ -1,6 +1,6 @@
 //! A model: graphs, functions and operator-set versions.
 
-use super::{Domain, Graph, Residue};
+use super::{Attrs, Bindings, Domain, Graph, Residue};
 
 /// A graph of a model. Ids are never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -30,6 +30,21 @@ pub struct Function {
     pub body: GraphId,
     /// What the file says about it and the IR does not model.
     pub residue: Residue,
+}
+
+impl Function {
+    /// What a call with these attributes gives the function's attributes.
+    #[must_use]
+    pub fn bind(&self, call: &Attrs) -> Bindings {
+        let mut bound = Bindings::new();
+        for name in &self.attributes {
+            bound.insert(name.clone(), call.get(name).cloned());
+        }
+        for d in self.attribute_defaults.iter() {
+            bound.insert(d.name.clone(), Some(call.get(&d.name).unwrap_or(&d.value).clone()));
+        }
+        bound
+    }
 }
 
 /// A model.
@@ -116,11 +131,18 @@ impl Model {
     /// The operator sets that hold in a graph: the function's own inside a function body, else the model's.
     #[must_use]
     pub fn opsets_in(&self, graph: GraphId) -> &[(Domain, i64)] {
+        let g = self.root_of(graph);
+        self.functions.iter().find(|f| f.body == g).map_or(&self.opsets, |f| &f.opsets)
+    }
+
+    /// The graph that a body lies in at last: the main graph or a function's body.
+    #[must_use]
+    pub fn root_of(&self, graph: GraphId) -> GraphId {
         let mut g = graph;
         while let Some(o) = self.graph(g).owner() {
             g = o.graph;
         }
-        self.functions.iter().find(|f| f.body == g).map_or(&self.opsets, |f| &f.opsets)
+        g
     }
 
     /// The function that a node calls, if it calls one.

@@ -10,4 +10,5 @@ pub mod ir;
 pub mod kernels;
 pub mod onnx;
 pub mod ops;
+pub mod passes;
 pub mod tensor;

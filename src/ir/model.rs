@@ -116,6 +116,16 @@ impl Model {
         GraphId(self.graphs.len() as u32 - 1)
     }
 
+    /// Empties a graph that no node owns any more, and the bodies inside it. Its id stays taken.
+    pub fn discard_graph(&mut self, id: GraphId) {
+        let nodes: Vec<_> = self.graph(id).nodes().collect();
+        let bodies: Vec<_> = nodes.iter().flat_map(|&n| self.graph(id).node(n).attrs.graphs()).collect();
+        self.graphs[id.0 as usize] = Graph::new("");
+        for body in bodies {
+            self.discard_graph(body);
+        }
+    }
+
     /// The version of a domain's operator set that the model imports.
     #[must_use]
     pub fn opset(&self, domain: &Domain) -> Option<i64> {

@@ -1,0 +1,115 @@
+//! Passes: edits of a model that keep its meaning, one file each.
+//!
+//! **Add a pass:** a new file `src/passes/<name>.rs` with a `pub(super) const PASS: &dyn Pass`, its name in the
+//! `passes!` list below, a place in a [`Pipeline`], and cases in `testdata/passes/<name>/`.
+//!
+//! A pass visits every graph (`model.graph_ids()`) unless its documentation says otherwise; it keeps name, order and
+//! type of the main graph's inputs and outputs; it counts graph outputs and captures as uses and never takes an
+//! overridable initializer for a constant; it deletes nothing: what is no longer used goes in `eliminate_dead`.
+//! It says exactly whether it changed anything and does not repeat itself: [`manager`] does that, with a bound.
+
+pub mod manager;
+pub mod pattern;
+
+use std::collections::HashSet;
+
+use crate::diag::Sink;
+use crate::error::{Location, Result};
+use crate::ir::Model;
+use pattern::Skip;
+
+/// What a pass is called and what it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Info {
+    /// The name: a verb phrase, the file's name.
+    pub name: &'static str,
+    /// One phrase without a final dot.
+    pub summary: &'static str,
+}
+
+/// An edit of a model that keeps its meaning.
+pub trait Pass: Sync {
+    /// Its name and summary.
+    fn info(&self) -> Info;
+
+    /// Edits the model and says whether anything changed.
+    ///
+    /// # Errors
+    /// The model cannot be converted; the error names the node.
+    fn run(&self, model: &mut Model, ctx: &mut Ctx<'_>) -> Result<bool>;
+}
+
+/// What passes are told and where they report to.
+pub struct Ctx<'a> {
+    /// Where notes go.
+    pub sink: &'a mut Sink,
+    /// The opset version that the model must have at least.
+    pub opset_floor: i64,
+    reported: HashSet<(&'static str, String)>,
+}
+
+impl<'a> Ctx<'a> {
+    /// With the opset version that per-axis quantization needs.
+    #[must_use]
+    pub fn new(sink: &'a mut Sink) -> Self {
+        Ctx { sink, opset_floor: 13, reported: HashSet::new() }
+    }
+
+    /// With another opset version that the model must have at least.
+    #[must_use]
+    pub fn opset_floor(mut self, floor: i64) -> Self {
+        self.opset_floor = floor;
+        self
+    }
+
+    /// Reports a near miss once, as a note with the pass's name as its code; what does not match at all is not worth a word.
+    pub fn skip(&mut self, pass: &'static str, location: Location, skip: Skip) {
+        if let Skip::Because(reason) = skip
+            && self.reported.insert((pass, format!("{location} {reason}")))
+        {
+            self.sink.note(pass, location, reason);
+        }
+    }
+}
+
+macro_rules! passes {
+    ($($name:ident)*) => {
+        $(pub mod $name;)*
+        /// Every pass, in alphabetical order.
+        pub const ALL: &[&dyn Pass] = &[$($name::PASS,)*];
+    };
+}
+
+passes! {
+    eliminate_dead
+}
+
+/// The pass of a name.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static dyn Pass> {
+    ALL.iter().copied().find(|p| p.info().name == name)
+}
+
+/// One step of a pipeline.
+#[derive(Clone, Copy)]
+pub enum Step {
+    /// A pass that runs once.
+    Once(&'static dyn Pass),
+    /// Passes that run in turn until none of them changes anything.
+    Fixpoint(&'static [&'static dyn Pass]),
+}
+
+/// A named list of steps.
+#[derive(Clone, Copy)]
+pub struct Pipeline {
+    /// The name.
+    pub name: &'static str,
+    /// The steps in order.
+    pub steps: &'static [Step],
+}
+
+/// What a float model goes through before quantization is planned.
+pub const PREPARE: Pipeline = Pipeline { name: "prepare", steps: &[Step::Once(eliminate_dead::PASS)] };
+
+/// What a quantized model goes through before it is written.
+pub const CLEANUP: Pipeline = Pipeline { name: "cleanup", steps: &[Step::Once(eliminate_dead::PASS)] };

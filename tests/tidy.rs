@@ -123,7 +123,8 @@ fn nothing_depends_on_the_time_of_day() {
 
 #[test]
 fn unsafe_code_stays_in_the_kernels() {
-    only_in(r"\bunsafe\b", &["src/kernels/"], "unsafe code only in src/kernels");
+    // Mapping a file into memory is unsafe by nature, because others may write to the file.
+    only_in(r"\bunsafe\b", &["src/kernels/", "src/onnx/read.rs"], "unsafe code only in src/kernels and to map a file");
 }
 
 #[test]

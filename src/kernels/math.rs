@@ -41,6 +41,16 @@ pub fn exp(x: f32) -> f32 {
     y * exp2i(half) * exp2i(i.wrapping_sub(half))
 }
 
+/// `e^x - 1`.
+#[inline(always)]
+#[must_use]
+pub fn exp_m1(x: f32) -> f32 {
+    let p = poly(x, [0.5, 0.166_666_66, 0.041_666_295, 0.008_333_497, 0.001_394_465_9, 0.000_197_903_41]);
+    let small = x * x * p + x;
+    let large = exp(x) - 1.0;
+    if x.abs() < 0.34 { small } else { large }
+}
+
 /// The natural logarithm.
 #[inline(always)]
 #[must_use]
@@ -190,6 +200,7 @@ mod tests {
     fn within_a_few_units_in_the_last_place() {
         for (name, f, exact, lo, hi, limit) in [
             ("exp", exp as fn(f32) -> f32, f64::exp as fn(f64) -> f64, -87.0, 88.7, 2e-7),
+            ("exp_m1", exp_m1, f64::exp_m1, -10.0, 10.0, 4e-7),
             ("log", log, f64::ln, 1e-30, 3.0, 3e-7),
             ("log", log, f64::ln, 3.0, 1e30, 2e-7),
             ("tanh", tanh, f64::tanh, -10.0, 10.0, 3e-7),

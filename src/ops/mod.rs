@@ -8,6 +8,8 @@
 //! `ops!` list below. Versions whose semantics differ are several `OpDef`s of the same name with different `since`.
 
 mod call;
+pub(crate) mod dim_math;
+mod elementwise;
 mod infer_ctx;
 pub mod quant_rule;
 #[cfg(test)]
@@ -108,16 +110,23 @@ macro_rules! ops {
 }
 
 ops! {
+    activation
+    binary
+    bitwise
+    compare
     concat
     flatten
     gather
     identity
+    logic
     reshape
     slice
     split
     squeeze
     transpose
+    unary
     unsqueeze
+    variadic
 }
 
 static TABLE: LazyLock<BTreeMap<(&'static str, &'static str), Vec<&'static OpDef>>> = LazyLock::new(|| {

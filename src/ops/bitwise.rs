@@ -1,0 +1,120 @@
+//! Operations on bits of integers: `BitwiseAnd`, `BitwiseOr`, `BitwiseXor`, `BitwiseNot`, `BitShift`.
+//!
+//! Spec: <https://onnx.ai/onnx/operators/onnx__BitwiseAnd.html> and so on (opset 18; `BitShift` 11)
+//! Inputs: of T, broadcast. Output: of T. T: integers; unsigned ones for `BitShift`.
+//! Quantized: no.
+//! Errors: another element type; a `direction` other than `LEFT` or `RIGHT`.
+
+use super::elementwise::{each, KEEP, UNARY, infer_broadcast, same_dtype, wrong_type, zip_in_place};
+use super::{Arity, Call, Item, OpDef, OpDomain};
+use crate::error::{Result, bail};
+use crate::tensor::{DType, Data};
+
+const BITWISE: OpDef = OpDef {
+    name: "",
+    domain: OpDomain::Onnx,
+    since: 18,
+    inputs: Arity::exactly(2),
+    outputs: Arity::exactly(1),
+    is_pure: true,
+    infer: infer_broadcast,
+    eval: |_| bail!("no evaluation"),
+    quant: KEEP,
+};
+
+pub(super) const OPS: &[OpDef] = &[
+    OpDef { name: "BitShift", since: 11, eval: shift, ..BITWISE },
+    OpDef { name: "BitwiseAnd", eval: |c| bitwise!(c, |a, b| a & b), ..BITWISE },
+    OpDef { name: "BitwiseNot", since: 18, eval: not, ..UNARY },
+    OpDef { name: "BitwiseOr", eval: |c| bitwise!(c, |a, b| a | b), ..BITWISE },
+    OpDef { name: "BitwiseXor", eval: |c| bitwise!(c, |a, b| a ^ b), ..BITWISE },
+];
+
+macro_rules! bitwise {
+    ($call:expr, $f:expr) => {{
+        let dtype = same_dtype($call)?;
+        let (a, b, threads) = ($call.take(0)?, $call.take(1)?, $call.threads);
+        let c = match dtype {
+            DType::I8 => zip_in_place::<i8>(a, b, threads, $f)?,
+            DType::I16 => zip_in_place::<i16>(a, b, threads, $f)?,
+            DType::I32 => zip_in_place::<i32>(a, b, threads, $f)?,
+            DType::I64 => zip_in_place::<i64>(a, b, threads, $f)?,
+            DType::U8 => zip_in_place::<u8>(a, b, threads, $f)?,
+            DType::U16 => zip_in_place::<u16>(a, b, threads, $f)?,
+            DType::U32 => zip_in_place::<u32>(a, b, threads, $f)?,
+            DType::U64 => zip_in_place::<u64>(a, b, threads, $f)?,
+            d => return wrong_type(0, d, "an integer type"),
+        };
+        Ok(c.into())
+    }};
+}
+use bitwise;
+
+fn not(call: &mut Call<'_>) -> Result<Vec<Item>> {
+    let mut t = call.take(0)?;
+    match t.data_mut() {
+        Data::I8(b) => each(b, |x| !x),
+        Data::I16(b) => each(b, |x| !x),
+        Data::I32(b) => each(b, |x| !x),
+        Data::I64(b) => each(b, |x| !x),
+        Data::U8(b) => each(b, |x| !x),
+        Data::U16(b) => each(b, |x| !x),
+        Data::U32(b) => each(b, |x| !x),
+        Data::U64(b) => each(b, |x| !x),
+        _ => return wrong_type(0, t.dtype(), "an integer type"),
+    }
+    Ok(t.into())
+}
+
+fn shift(call: &mut Call<'_>) -> Result<Vec<Item>> {
+    let is_left = match call.str("direction", "") {
+        "LEFT" => true,
+        "RIGHT" => false,
+        other => bail!("attribute \"direction\" is \"{other}\", expected \"LEFT\" or \"RIGHT\""),
+    };
+    let dtype = same_dtype(call)?;
+    let (a, b, threads) = (call.take(0)?, call.take(1)?, call.threads);
+    // A shift by the width or more leaves nothing.
+    macro_rules! by {
+        ($t:ty) => {
+            if is_left {
+                zip_in_place::<$t>(a, b, threads, |x, n| x.checked_shl(n as u32).unwrap_or(0))?
+            } else {
+                zip_in_place::<$t>(a, b, threads, |x, n| x.checked_shr(n as u32).unwrap_or(0))?
+            }
+        };
+    }
+    let c = match dtype {
+        DType::U8 => by!(u8),
+        DType::U16 => by!(u16),
+        DType::U32 => by!(u32),
+        DType::U64 => by!(u64),
+        d => return wrong_type(0, d, "an unsigned integer type"),
+    };
+    Ok(c.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::testing::Case;
+    use crate::tensor::Tensor;
+
+    #[test]
+    fn bits() {
+        let i = |v: &[i32]| Tensor::vector(v.to_vec());
+        for (op, y) in [("BitwiseAnd", [8, 1]), ("BitwiseOr", [14, -1]), ("BitwiseXor", [6, -2])] {
+            Case::new(op, 18).input(i(&[12, -1])).input(i(&[10, 1])).expect(&[i(&y)]);
+        }
+        Case::new("BitwiseNot", 18).input(i(&[0, 5])).expect(&[i(&[-1, -6])]);
+        Case::new("BitwiseAnd", 18).input(Tensor::scalar(1.0f32)).input(Tensor::scalar(1.0f32)).fails("integer type");
+    }
+
+    #[test]
+    fn shifts() {
+        let u = |v: &[u8]| Tensor::vector(v.to_vec());
+        let case = || Case::new("BitShift", 11).input(u(&[16, 4, 1])).input(u(&[1, 2, 9]));
+        case().attr("direction", "LEFT").expect(&[u(&[32, 16, 0])]);
+        case().attr("direction", "RIGHT").expect(&[u(&[8, 1, 0])]);
+        case().attr("direction", "UP").fails("\"direction\" is \"UP\"");
+    }
+}

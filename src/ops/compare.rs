@@ -1,0 +1,78 @@
+//! Comparisons of two broadcast tensors: `Equal`, `Less`, `LessOrEqual`, `Greater`, `GreaterOrEqual`.
+//!
+//! Spec: <https://onnx.ai/onnx/operators/onnx__Equal.html> and so on (opsets 7, 9, 11, 13, 16, 19; later ones only add
+//! types). Inputs: A, B of T, broadcast. Output: bool, the broadcast shape. T: numbers; for `Equal` bool and string too.
+//! Quantized: no; the output is boolean.
+
+use super::elementwise::{infer_predicate, same_dtype, wrong_type, zip};
+use super::{Arity, Call, Item, OpDef, OpDomain, QuantRule};
+use crate::error::{Result, bail};
+use crate::tensor::Data;
+use crate::with_numbers;
+
+const COMPARE: OpDef = OpDef {
+    name: "",
+    domain: OpDomain::Onnx,
+    since: 1,
+    inputs: Arity::exactly(2),
+    outputs: Arity::exactly(1),
+    is_pure: true,
+    infer: infer_predicate,
+    eval: |_| bail!("no evaluation"),
+    quant: QuantRule::Keep { why: "gives booleans" },
+};
+
+pub(super) const OPS: &[OpDef] = &[
+    OpDef { name: "Equal", eval: equal, ..COMPARE },
+    OpDef { name: "Greater", eval: |c| ordered!(c, >), ..COMPARE },
+    OpDef { name: "GreaterOrEqual", since: 12, eval: |c| ordered!(c, >=), ..COMPARE },
+    OpDef { name: "Less", eval: |c| ordered!(c, <), ..COMPARE },
+    OpDef { name: "LessOrEqual", since: 12, eval: |c| ordered!(c, <=), ..COMPARE },
+];
+
+macro_rules! ordered {
+    ($call:expr, $op:tt) => {{
+        same_dtype($call)?;
+        let (a, b, threads) = ($call.input(0)?, $call.input(1)?, $call.threads);
+        let c = with_numbers!(a.data(), T, _v => zip::<T, bool>(a, b, threads, |x, y| x $op y)?,
+            _ => return wrong_type(0, a.dtype(), "a number type"));
+        Ok(c.into())
+    }};
+}
+use ordered;
+
+fn equal(call: &mut Call<'_>) -> Result<Vec<Item>> {
+    same_dtype(call)?;
+    let (a, b) = (call.input(0)?, call.input(1)?);
+    match a.data() {
+        Data::Bool(_) => Ok(zip::<bool, bool>(a, b, call.threads, |x, y| x == y)?.into()),
+        Data::Str(_) => Ok(zip::<String, bool>(a, b, call.threads, |x, y| x == y)?.into()),
+        _ => ordered!(call, ==),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::testing::Case;
+    use crate::tensor::Tensor;
+
+    #[test]
+    fn comparisons() {
+        let (a, b) = (Tensor::vector(vec![1i64, 2, 3]), Tensor::vector(vec![2i64]));
+        for (op, y) in [
+            ("Equal", vec![false, true, false]),
+            ("Less", vec![true, false, false]),
+            ("LessOrEqual", vec![true, true, false]),
+            ("Greater", vec![false, false, true]),
+            ("GreaterOrEqual", vec![false, true, true]),
+        ] {
+            Case::new(op, 16).input(a.clone()).input(b.clone()).expect(&[Tensor::vector(y)]);
+        }
+        let nan = Tensor::scalar(f32::NAN);
+        Case::new("Equal", 16).input(nan.clone()).input(nan.clone()).expect(&[Tensor::scalar(false)]);
+        let s = |s: &str| Tensor::scalar(s.to_owned());
+        Case::new("Equal", 19).input(s("a")).input(s("a")).expect(&[Tensor::scalar(true)]);
+        Case::new("Less", 19).input(s("a")).input(s("a")).fails("input 0 has element type string");
+        Case::new("Less", 19).input(a).input(nan).fails("input 1 has element type float, expected int64");
+    }
+}

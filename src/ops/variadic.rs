@@ -1,0 +1,114 @@
+//! One or more broadcast tensors reduced elementwise: `Max`, `Min`, `Sum`, `Mean`.
+//!
+//! Spec: <https://onnx.ai/onnx/operators/onnx__Max.html> and so on (opsets 8, 12, 13; later ones only add types)
+//! Inputs: one or more of T, broadcast. Output: of T, the broadcast shape.
+//! T: `Max`, `Min`: every number type; `Sum`, `Mean`: floats. NaN wins in `Max` and `Min`.
+//! Quantized: `Max`, `Min` no; `Sum` and `Mean` with an observed output range.
+
+use super::elementwise::{KEEP, infer_broadcast, map_tensor, same_dtype, scalars, via_f32, wrong_type, zip_in_place};
+use super::{Arity, Call, Item, OpDef, OpDomain, OutputRange, QuantRule, Slots};
+use crate::error::{Result, bail};
+use crate::tensor::DType;
+
+const VARIADIC: OpDef = OpDef {
+    name: "",
+    domain: OpDomain::Onnx,
+    since: 1,
+    inputs: Arity::at_least(1),
+    outputs: Arity::exactly(1),
+    is_pure: true,
+    infer: infer_broadcast,
+    eval: |_| bail!("no evaluation"),
+    quant: KEEP,
+};
+
+const OBSERVED: QuantRule = QuantRule::Combine { data: Slots::All, output: OutputRange::Observed };
+
+pub(super) const OPS: &[OpDef] = &[
+    OpDef { name: "Max", eval: max, ..VARIADIC },
+    OpDef { name: "Mean", eval: mean, quant: OBSERVED, ..VARIADIC },
+    OpDef { name: "Min", eval: min, ..VARIADIC },
+    OpDef { name: "Sum", eval: sum, quant: OBSERVED, ..VARIADIC },
+];
+
+macro_rules! fold {
+    ($call:expr, $float:expr, [$($int:ident: $t:ty),*], $of_int:expr) => {{
+        let dtype = same_dtype($call)?;
+        let threads = $call.threads;
+        let mut acc = $call.take(0)?;
+        match dtype {
+            DType::F32 | DType::F64 | DType::F16 | DType::BF16 $(| DType::$int)* => {}
+            d => return wrong_type(0, d, "a number type that the operator takes"),
+        }
+        for i in 1..$call.n_inputs() {
+            let x = $call.take(i)?;
+            acc = match dtype {
+                DType::F32 => zip_in_place::<f32>(acc, x, threads, $float)?,
+                DType::F64 => zip_in_place::<f64>(acc, x, threads, $float)?,
+                DType::F16 | DType::BF16 => via_f32(&acc, &x, |a, b| zip_in_place::<f32>(a, b, threads, $float))?,
+                $(DType::$int => zip_in_place::<$t>(acc, x, threads, $of_int)?,)*
+                d => return wrong_type(i, d, "a number type"),
+            };
+        }
+        acc
+    }};
+}
+
+fn max(call: &mut Call<'_>) -> Result<Vec<Item>> {
+    let f = fold!(
+        call,
+        |a, b| if a > b || a.is_nan() { a } else { b },
+        [I8: i8, I16: i16, I32: i32, I64: i64, U8: u8, U16: u16, U32: u32, U64: u64],
+        |a, b| a.max(b)
+    );
+    Ok(f.into())
+}
+
+fn min(call: &mut Call<'_>) -> Result<Vec<Item>> {
+    let f = fold!(
+        call,
+        |a, b| if a < b || a.is_nan() { a } else { b },
+        [I8: i8, I16: i16, I32: i32, I64: i64, U8: u8, U16: u16, U32: u32, U64: u64],
+        |a, b| a.min(b)
+    );
+    Ok(f.into())
+}
+
+fn sum(call: &mut Call<'_>) -> Result<Vec<Item>> {
+    let s = fold!(call, |a, b| a + b, [I32: i32], |a, b| a.wrapping_add(b));
+    Ok(s.into())
+}
+
+scalars! {
+    DivideBy { n } |x| x / n, x / n;
+}
+
+fn mean(call: &mut Call<'_>) -> Result<Vec<Item>> {
+    let n = call.n_inputs() as f32;
+    let s = fold!(call, |a, b| a + b, [I32: i32], |a, b| a.wrapping_add(b));
+    Ok(map_tensor(s, call.threads, DivideBy { n })?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::testing::Case;
+    use crate::tensor::Tensor;
+
+    fn v(v: &[f32]) -> Tensor {
+        Tensor::vector(v.to_vec())
+    }
+
+    #[test]
+    fn one_to_three_inputs() {
+        let (a, b, c) = (v(&[3.0, 2.0]), v(&[1.0, 4.0]), v(&[2.0]));
+        for (op, y) in [("Max", [3.0, 4.0]), ("Min", [1.0, 2.0]), ("Sum", [6.0, 8.0]), ("Mean", [2.0, 8.0 / 3.0])] {
+            Case::new(op, 13).input(a.clone()).input(b.clone()).input(c.clone()).expect(&[v(&y)]);
+            Case::new(op, 13).input(a.clone()).expect(&[a.clone()]);
+        }
+        Case::new("Max", 13).input(v(&[f32::NAN, 1.0])).input(v(&[1.0, f32::NAN])).expect(&[v(&[f32::NAN, f32::NAN])]);
+        let i = |x: &[i64]| Tensor::vector(x.to_vec());
+        Case::new("Max", 13).input(i(&[1, 5])).input(i(&[3, 2])).expect(&[i(&[3, 5])]);
+        Case::new("Min", 13).input(i(&[1])).input(v(&[1.0])).fails("input 1 has element type float");
+        Case::new("Sum", 13).input(Tensor::scalar(true)).fails("input 0 has element type bool");
+    }
+}

@@ -2,6 +2,7 @@
 // Tests may print and unwrap; the library may not.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used, clippy::panic))]
 
+pub mod calibrate;
 pub mod diag;
 pub mod error;
 pub mod infer;

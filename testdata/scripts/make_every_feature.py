@@ -1,6 +1,6 @@
 # requirements: numpy==2.4.6 onnx==1.23.2
 """Writes testdata/read/every_feature.onnx: a small model in which each message of ONNX occurs, and each kind of tensor,
-attribute and type, for the tests of reading and writing. It need not run anywhere.
+attribute and type, and fields that no schema knows, for the tests of reading and writing. It need not run anywhere.
 
     python3 -m venv /tmp/make && /tmp/make/bin/pip install numpy==2.4.6 onnx==1.23.2
     /tmp/make/bin/python testdata/scripts/make_every_feature.py
@@ -48,6 +48,12 @@ def sparse(name):
 
 def branch(name, output, nodes):
     return helper.make_graph(nodes, name, [], [onnx.ValueInfoProto(name=output)])
+
+
+def from_the_future(*messages):
+    """Adds field 2047, which no ONNX message has."""
+    for message in messages:
+        message.MergeFromString(b"\xfa\x7f\x06future")
 
 
 def graph():
@@ -124,7 +130,13 @@ def graph():
     note = g.quantization_annotation.add(tensor_name="relu")
     pairs(note.quant_parameter_tensor_names, {"SCALE_TENSOR": "raw_float", "ZERO_POINT_TENSOR": "raw_uint8"})
     pairs(g.metadata_props, {"graph": "main"})
+    inner_node = g.node[2].attribute[0].g.node[0]
+    from_the_future(g, g.node[1], inner_node, strange_t(g), g.initializer[3], g.value_info[0], g.input[0].type)
     return g
+
+
+def strange_t(g):
+    return next(a.t for n in g.node for a in n.attribute if a.name == "t")
 
 
 def main():
@@ -158,6 +170,7 @@ def main():
             onnx.OperatorSetIdProto(domain="com.example"),
         ],
     )
+    from_the_future(model, model.functions[0], model.functions[0].node[1], model.opset_import[0])
     model.domain = "org.example"
     model.model_version = 0
     pairs(model.metadata_props, {"key": "value", "empty": ""})

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use crate::diag::Sink;
-use crate::error::{Location, Result, bail, ensure};
+use crate::error::{Location, Result, ensure};
 use crate::ir::{Attrs, Bindings, Def, Dim, GraphId, Model, NodeId, TensorType, ValueId, ValueType};
-use crate::ops::{Bodies, Call, InferBodies, InferCtx, Item, OpDef, Shared, lookup};
+use crate::ops::{InferBodies, InferCtx, OpDef, evaluate, lookup};
 use crate::tensor::{Tensor, count};
 
 /// Constants of more elements than this are not shown to inference: it asks for shapes, axes and the like.
@@ -130,7 +130,7 @@ impl Walk<'_> {
         };
         (def.infer)(&mut ctx)?;
         let (types, shapes) = (ctx.outputs, ctx.output_values);
-        let folded = fold(def, &op_type, &attrs, opset, ctx.constants, &ctx.present, &types);
+        let folded = fold(def, &attrs, opset, ctx.constants, &ctx.present, &types);
         for (i, ((v, ty), values)) in outs.into_iter().zip(types).zip(shapes).enumerate() {
             let Some(v) = v else { continue };
             match folded.get(i) {
@@ -227,7 +227,6 @@ impl InferBodies for Walk<'_> {
 /// The outputs of a node whose inputs are all small constants and whose outputs are small; else nothing.
 fn fold(
     def: &OpDef,
-    op_type: &str,
     attrs: &Attrs,
     opset: i64,
     constants: Vec<Option<Tensor>>,
@@ -242,30 +241,8 @@ fn fold(
     if !def.is_pure || !is_constant || attrs.graphs().next().is_some() || !types.iter().all(is_small) {
         return Vec::new();
     }
-    let (n_inputs, n_outputs) = (constants.len(), types.len());
-    let mut call = Call {
-        op_type,
-        attrs,
-        opset,
-        inputs: constants.into_iter().map(|t| t.map(Item::Tensor)).collect(),
-        constant: &vec![true; n_inputs],
-        wanted: &vec![true; n_outputs],
-        threads: 1,
-        seed: 0,
-        bodies: &NoBodies,
-        shared: &Shared::new(),
-    };
     // A node that cannot be evaluated says so when it runs.
-    let Ok(items) = (def.eval)(&mut call) else { return Vec::new() };
-    items.into_iter().map(Item::into_tensor).collect::<Result<_>>().unwrap_or_default()
-}
-
-struct NoBodies;
-
-impl Bodies for NoBodies {
-    fn run(&self, _: GraphId, _: Vec<Item>) -> Result<Vec<Item>> {
-        bail!("nodes with bodies are not folded")
-    }
+    evaluate(def, attrs, opset, constants, types.len()).unwrap_or_default()
 }
 
 /// What both say together; `None` when they contradict each other. Fixed sizes win over names, names over nothing;

@@ -12,4 +12,5 @@ pub mod kernels;
 pub mod onnx;
 pub mod ops;
 pub mod passes;
+pub mod quant;
 pub mod tensor;

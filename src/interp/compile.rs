@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use super::Input;
 use crate::error::{At, Result, bail, ensure};
 use crate::ir::{Attrs, Bindings, Def, Domain, GraphId, Model, NodeId, TensorRef, ValueId};
-use crate::ops::{OpDef, Shared, lookup};
+use crate::ops::{OpDef, Shared, evaluate, lookup};
+use crate::tensor::Tensor;
 
 /// How to compile.
 pub struct CompileOptions<'a> {
@@ -189,6 +190,13 @@ impl Compiler<'_> {
         }
         let mut steps = Vec::with_capacity(order.len());
         for (i, &n) in order.iter().enumerate() {
+            if let Some(folded) = self.fold(id, n, opsets, bindings, &constant_of, &constants) {
+                for (v, t) in folded {
+                    constant_of.insert(v, constants.len() as u32);
+                    constants.push(t.into());
+                }
+                continue;
+            }
             for v in g.node_outputs(n).into_iter().flatten() {
                 slot_of(v, &mut slots);
             }
@@ -217,6 +225,49 @@ impl Compiler<'_> {
             .collect::<Result<_>>()?;
         self.depth -= 1;
         Ok(Plan { graph: id, n_slots: n_slots as usize, inputs, constants, captures, steps, outputs })
+    }
+
+    /// The outputs of a pure node whose inputs are all constant: computed once here instead of in every run, above all
+    /// the weights of a quantized model. `None` when it must stay a step.
+    fn fold(
+        &self,
+        id: GraphId,
+        n: NodeId,
+        opsets: &[(Domain, i64)],
+        bindings: &Bindings,
+        constant_of: &HashMap<ValueId, u32>,
+        constants: &[TensorRef],
+    ) -> Option<Vec<(ValueId, Tensor)>> {
+        let g = self.model.graph(id);
+        let node = g.node(n);
+        let ins = g.node_inputs(n);
+        let outs = g.node_outputs(n);
+        let is_open = outs.iter().flatten().any(|&v| (self.options.watch)(id, v));
+        if is_open || ins.is_empty() || node.attrs.graphs().next().is_some() {
+            return None;
+        }
+        if self.model.function(&node.domain, &node.op_type, &node.overload).is_some() {
+            return None;
+        }
+        let opset = opsets.iter().find(|(d, _)| *d == node.domain).map_or(1, |(_, v)| *v);
+        let def = lookup(&node.domain, &node.op_type, opset).filter(|d| d.is_pure)?;
+        check_arity(def, &ins, outs.len()).ok()?;
+        let mut inputs = Vec::with_capacity(ins.len());
+        for v in &ins {
+            inputs.push(match v {
+                None => None,
+                Some(v) => Some(constants[*constant_of.get(v)? as usize].get().ok()?.clone()),
+            });
+        }
+        // What fails here fails in the run, where the error names the node.
+        let tensors = evaluate(def, &node.attrs.bound(bindings), opset, inputs, outs.len()).ok()?;
+        let mut folded = Vec::with_capacity(outs.len());
+        for (slot, v) in outs.iter().enumerate() {
+            if let Some(v) = v {
+                folded.push((*v, tensors.get(slot)?.clone()));
+            }
+        }
+        Some(folded)
     }
 
     #[allow(clippy::too_many_arguments, reason = "one call site; the arguments are the state of its loop")]

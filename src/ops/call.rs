@@ -277,6 +277,40 @@ impl Call<'_> {
     }
 }
 
+/// Evaluates an operator on constants, outside any run: for folding. The operator must have no bodies.
+///
+/// # Errors
+/// The evaluation fails, or an output is not a tensor.
+pub fn evaluate(
+    def: &super::OpDef,
+    attrs: &Attrs,
+    opset: i64,
+    inputs: Vec<Option<Tensor>>,
+    n_outputs: usize,
+) -> Result<Vec<Tensor>> {
+    let mut call = Call {
+        op_type: def.name,
+        attrs,
+        opset,
+        constant: &vec![true; inputs.len()],
+        inputs: inputs.into_iter().map(|t| t.map(Item::Tensor)).collect(),
+        wanted: &vec![true; n_outputs],
+        threads: 1,
+        seed: 0,
+        bodies: &NoBodies,
+        shared: &Shared::new(),
+    };
+    (def.eval)(&mut call)?.into_iter().map(Item::into_tensor).collect()
+}
+
+struct NoBodies;
+
+impl Bodies for NoBodies {
+    fn run(&self, _: GraphId, _: Vec<Item>) -> Result<Vec<Item>> {
+        bail!("a node with bodies is not folded")
+    }
+}
+
 /// A possibly negative axis as an index into `rank` dimensions.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ pub(crate) mod testing;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-pub use call::{Bodies, Call, Item, Shared};
+pub use call::{Bodies, Call, Item, Shared, evaluate};
 pub use infer_ctx::{InferBodies, InferCtx};
 pub use quant_rule::{OutputRange, QuantRule, Slots, WeightAxis};
 

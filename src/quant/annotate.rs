@@ -1,0 +1,504 @@
+//! Fills the plan: which nodes run in integers on the target and which tensors are quantized for them.
+//!
+//! Weighted operators (`Conv`, `Gemm`, `MatMul` with a constant weight) are what pays; everything else is quantized
+//! only where it lies between them, so that no conversion stands between two float operators and integer regions
+//! are as large as they can be. The rules are facts of the operators ([`QuantRule`]) and of the target ([`Target`]).
+//! Nothing is edited and no number is chosen here.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::facts::Facts;
+use super::plan::{Decision, NodePlace, NodePlan, Place, QuantPlan, RangeFrom, Readers, TensorPlan};
+use super::target::{OutputNeed, Row, Target};
+use crate::error::Result;
+use crate::ir::{Attr, Def, Dim, Graph, GraphId, Model, NodeId, TensorRef, ValueId};
+use crate::ops::{OutputRange, QuantRule, lookup, quant_rule};
+use crate::tensor::DType;
+
+/// A node that must stay float, with the reason for the user.
+pub type Excluded = BTreeMap<NodePlace, (&'static str, String)>;
+
+/// Plans all graphs of a model.
+///
+/// # Errors
+/// A graph has a cycle, or a stored tensor cannot be read.
+pub fn annotate(model: &Model, target: &Target, facts: &Facts, excluded: &Excluded) -> Result<QuantPlan> {
+    let mut plan = QuantPlan::default();
+    for id in model.graph_ids() {
+        let graph = GraphPlanner::new(model, id, target, facts, excluded)?;
+        graph.plan(&mut plan)?;
+    }
+    Ok(plan)
+}
+
+/// The stored tensor behind a value, through captures.
+#[must_use]
+pub fn constant(model: &Model, graph: GraphId, value: ValueId) -> Option<&TensorRef> {
+    match &model.graph(graph).value(value).def {
+        Def::Initializer(t) => Some(t),
+        Def::Capture(outer, source) => constant(model, *outer, *source),
+        _ => None,
+    }
+}
+
+/// What a node could be.
+#[derive(Clone)]
+enum Class<'a> {
+    Weighted { data: usize, row: &'a Row },
+    Combine { row: &'a Row },
+    Share,
+    Bound,
+    Float(&'static str, String),
+}
+
+struct GraphPlanner<'a> {
+    model: &'a Model,
+    id: GraphId,
+    g: &'a Graph,
+    facts: &'a Facts,
+    order: Vec<NodeId>,
+    class: BTreeMap<NodeId, Class<'a>>,
+    rule: BTreeMap<NodeId, QuantRule>,
+    /// Nodes that run in integers as far as is known.
+    integer: BTreeSet<NodeId>,
+}
+
+impl<'a> GraphPlanner<'a> {
+    fn new(model: &'a Model, id: GraphId, target: &'a Target, facts: &'a Facts, excluded: &Excluded) -> Result<Self> {
+        let g = model.graph(id);
+        let mut planner = GraphPlanner {
+            model,
+            id,
+            g,
+            facts,
+            order: g.order()?,
+            class: BTreeMap::new(),
+            rule: BTreeMap::new(),
+            integer: BTreeSet::new(),
+        };
+        for n in planner.order.clone() {
+            let class = match excluded.get(&(id, n)) {
+                Some((code, why)) => Class::Float(code, why.clone()),
+                None => planner.classify(n, target)?,
+            };
+            if matches!(class, Class::Weighted { .. } | Class::Combine { .. } | Class::Share) {
+                planner.integer.insert(n);
+            }
+            planner.class.insert(n, class);
+        }
+        Ok(planner)
+    }
+
+    fn classify(&mut self, n: NodeId, target: &'a Target) -> Result<Class<'a>> {
+        let node = self.g.node(n);
+        let opset = self.model.opsets_in(self.id).iter().find(|(d, _)| *d == node.domain).map_or(1, |(_, v)| *v);
+        let Some(def) = lookup(&node.domain, &node.op_type, opset) else {
+            return Ok(Class::Float("unknown-operator", format!("operator {} is not known", node.op_type)));
+        };
+        self.rule.insert(n, def.quant);
+        let float = |code, why: String| Ok(Class::Float(code, why));
+        if let QuantRule::Bound = def.quant {
+            return Ok(if self.bounds_hold_zero(n)? {
+                Class::Bound
+            } else {
+                Class::Float("unbounded", "its bounds are not constant or leave out 0".into())
+            });
+        }
+        if let QuantRule::Keep { why } = def.quant {
+            return float("no-integer-kernel", why.to_owned());
+        }
+        let row = match target.row(node, opset) {
+            Ok(row) => row,
+            Err(why) => return float("no-integer-kernel", why),
+        };
+        match def.quant {
+            QuantRule::Weighted { data, weight, bias, axis } => {
+                if let Some(why) = self.weighted_obstacle(n, data, weight, bias, axis)? {
+                    return float("no-integer-form", why);
+                }
+                Ok(Class::Weighted { data, row })
+            }
+            QuantRule::Combine { data, .. } => {
+                for (slot, v) in self.g.node_inputs(n).into_iter().enumerate() {
+                    if let Some(v) = v
+                        && data.contains(slot)
+                        && self.dtype(v) != Some(DType::F32)
+                    {
+                        return float("not-float32", format!("input {slot} is not float32"));
+                    }
+                }
+                Ok(Class::Combine { row })
+            }
+            QuantRule::Share => {
+                let Some(x) = self.g.input(n, 0) else { return float("no-integer-form", "has no input".into()) };
+                if constant(self.model, self.id, x).is_some() {
+                    return float("constant-data", "its data is a constant".into());
+                }
+                if self.dtype(x) != Some(DType::F32) {
+                    return float("not-float32", "its data is not float32".into());
+                }
+                // A second output that is no copy of elements (indices of MaxPool) has no quantized form.
+                let outs = self.g.node_outputs(n);
+                if outs.iter().flatten().any(|&v| self.g.n_uses(v) > 0 && self.dtype(v) != Some(DType::F32)) {
+                    return float("no-integer-form", "an output in use is not float32".into());
+                }
+                Ok(Class::Share)
+            }
+            QuantRule::Bound | QuantRule::Keep { .. } => float("no-integer-kernel", "has no integer kernel".into()),
+        }
+    }
+
+    fn dtype(&self, v: ValueId) -> Option<DType> {
+        match constant(self.model, self.id, v) {
+            Some(t) => Some(t.dtype()),
+            None => self.facts.dtype((self.id, v)).or_else(|| self.g.value(v).ty.as_ref()?.dtype()),
+        }
+    }
+
+    /// Why a weighted node has no integer form; `None` when it has one.
+    fn weighted_obstacle(
+        &self,
+        n: NodeId,
+        data: usize,
+        weight: usize,
+        bias: Option<usize>,
+        axis: quant_rule::WeightAxis,
+    ) -> Result<Option<String>> {
+        let say = |s: &str| Ok(Some(s.to_owned()));
+        let node = self.g.node(n);
+        let (Some(x), Some(w)) = (self.g.input(n, data), self.g.input(n, weight)) else {
+            return say("an input is missing");
+        };
+        if constant(self.model, self.id, x).is_some() {
+            return say("its data is a constant");
+        }
+        if self.dtype(x) != Some(DType::F32) {
+            return say("its data is not float32");
+        }
+        let Some(w) = constant(self.model, self.id, w) else {
+            return say("its weight is not a constant");
+        };
+        if w.dtype() != DType::F32 {
+            return say("its weight is not float32");
+        }
+        let Some(a) = axis.resolve(&node.attrs, w.shape().len()) else { return say("its weight has no channel axis") };
+        if w.is_empty() {
+            return say("its weight is empty");
+        }
+        if !w.get()?.slice::<f32>()?.iter().all(|x| x.is_finite()) {
+            return say("its weight is not finite");
+        }
+        if node.attrs.float("alpha").is_some_and(|x| x != 1.0) || node.attrs.float("beta").is_some_and(|x| x != 1.0) {
+            return say("alpha or beta is not 1");
+        }
+        if let Some(b) = bias.and_then(|slot| self.g.input(n, slot)) {
+            let Some(b) = constant(self.model, self.id, b) else { return say("its bias is not a constant") };
+            let channels = w.shape()[a];
+            if b.dtype() != DType::F32 || b.len() != channels || b.shape().last() != Some(&channels) {
+                return say("its bias is not one float32 number per channel");
+            }
+            if !b.get()?.slice::<f32>()?.iter().all(|x| x.is_finite()) {
+                return say("its bias is not finite");
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a `Relu` or `Clip` keeps 0 inside its constant bounds: then the saturation of a quantized range that was
+    /// observed behind it does the same.
+    fn bounds_hold_zero(&self, n: NodeId) -> Result<bool> {
+        let bound = |slot: usize, attr: &str, open: f64| -> Result<Option<f64>> {
+            if let Some(Attr::Float(x)) = self.g.node(n).attrs.get(attr) {
+                return Ok(Some(f64::from(*x)));
+            }
+            match self.g.input(n, slot) {
+                None => Ok(Some(open)),
+                Some(v) => match constant(self.model, self.id, v) {
+                    Some(t) if t.len() == 1 => Ok(Some(t.get()?.to_f64()?)),
+                    _ => Ok(None),
+                },
+            }
+        };
+        let (min, max) = (bound(1, "min", f64::NEG_INFINITY)?, bound(2, "max", f64::INFINITY)?);
+        Ok(matches!((min, max), (Some(lo), Some(hi)) if lo <= 0.0 && hi >= 0.0))
+    }
+
+    // ---- through Relu and Clip ----
+
+    /// The bound that alone reads a value and may vanish behind it.
+    fn bound_after(&self, v: ValueId) -> Option<NodeId> {
+        if self.g.n_uses(v) != 1 {
+            return None;
+        }
+        let (n, slot) = self.g.consumers(v).first().copied()?;
+        (slot == 0 && matches!(self.class.get(&n), Some(Class::Bound))).then_some(n)
+    }
+
+    /// The value behind the bound that follows `v`, or `v`.
+    fn behind(&self, v: ValueId) -> ValueId {
+        self.bound_after(v).and_then(|b| self.g.output(b, 0)).unwrap_or(v)
+    }
+
+    /// The node that makes a value, looking through a bound that may vanish.
+    fn maker(&self, v: ValueId) -> Option<NodeId> {
+        let (n, _) = self.g.producer(v)?;
+        if matches!(self.class.get(&n), Some(Class::Bound))
+            && let Some(x) = self.g.input(n, 0)
+            && self.g.n_uses(x) == 1
+        {
+            return self.g.producer(x).map(|(n, _)| n);
+        }
+        Some(n)
+    }
+
+    /// Nodes that read a value as data.
+    fn data_readers(&self, v: ValueId) -> Vec<NodeId> {
+        self.g.consumers(v).into_iter().filter(|&(n, slot)| self.is_data(n, slot)).map(|(n, _)| n).collect()
+    }
+
+    fn is_data(&self, n: NodeId, slot: usize) -> bool {
+        match self.rule.get(&n) {
+            Some(QuantRule::Weighted { data, .. }) => *data == slot,
+            Some(QuantRule::Combine { data, .. }) => data.contains(slot),
+            Some(QuantRule::Share) => slot == 0,
+            _ => false,
+        }
+    }
+
+    fn data_inputs(&self, n: NodeId) -> Vec<(usize, ValueId)> {
+        let ins = self.g.node_inputs(n).into_iter().enumerate();
+        ins.filter_map(|(slot, v)| v.filter(|_| self.is_data(n, slot)).map(|v| (slot, v))).collect()
+    }
+
+    fn is_integer(&self, n: NodeId) -> bool {
+        self.integer.contains(&n)
+    }
+
+    /// Whether a value comes out of a node that gives integers and nothing else.
+    fn is_integer_made(&self, v: ValueId) -> bool {
+        self.maker(v).is_some_and(|m| self.is_integer(m) && !self.gives_floats(m))
+    }
+
+    /// Whether the node can give floats although it runs in integers.
+    fn gives_floats(&self, n: NodeId) -> bool {
+        matches!(self.class.get(&n), Some(Class::Weighted { row, .. }) if row.output == OutputNeed::Optional)
+    }
+
+    /// Whether some integer node reads the value, and whether all its readers are integer nodes.
+    fn demand(&self, v: ValueId) -> (bool, bool) {
+        let readers = self.data_readers(v);
+        let some = readers.iter().any(|&n| self.is_integer(n));
+        let all =
+            readers.iter().all(|&n| self.is_integer(n)) && readers.len() == self.g.n_uses(v) && !readers.is_empty();
+        (some, all)
+    }
+
+    fn elements(&self, v: ValueId) -> Option<usize> {
+        if let Some(t) = constant(self.model, self.id, v) {
+            return Some(t.len());
+        }
+        let shape = self.facts.shape((self.id, v));
+        shape.map(|s| s.iter().product())
+    }
+
+    /// Why a node that could run in integers should not, given which others do; `None` when it should.
+    fn objection(&self, n: NodeId) -> Option<(&'static str, String)> {
+        let outs: Vec<ValueId> = self.g.node_outputs(n).into_iter().flatten().collect();
+        let demanded = || outs.iter().any(|&v| self.demand(self.behind(v)).0);
+        match &self.class[&n] {
+            Class::Combine { row } => {
+                if !demanded() {
+                    return Some(("no-integer-consumer", "nothing after it runs in integers".into()));
+                }
+                let size = outs.first().and_then(|&v| self.elements(v));
+                let mut n_integer = 0;
+                for (slot, v) in self.data_inputs(n) {
+                    if let Some(t) = constant(self.model, self.id, v) {
+                        let finite =
+                            t.get().and_then(|t| t.slice::<f32>()).is_ok_and(|s| s.iter().all(|x| x.is_finite()));
+                        if !finite {
+                            return Some(("not-finite", format!("constant input {slot} is not finite")));
+                        }
+                    } else if self.is_integer_made(v) {
+                        n_integer += 1;
+                    } else {
+                        let small = matches!((self.elements(v), size), (Some(n), Some(all)) if n * 4 <= all);
+                        if !(row.small && small) {
+                            let name = &self.g.value(v).name;
+                            return Some(("float-input", format!("its input {name} is made in float")));
+                        }
+                    }
+                }
+                (n_integer == 0).then(|| ("float-input", "no input of it is made in integers".into()))
+            }
+            Class::Share => {
+                let x = self.g.input(n, 0)?;
+                if !demanded() {
+                    return Some(("no-integer-consumer", "nothing after it runs in integers".into()));
+                }
+                let all = outs.iter().all(|&v| self.g.n_uses(v) == 0 || self.demand(v).1);
+                if !self.is_integer_made(x) && !all {
+                    return Some((
+                        "float-input",
+                        "its input is made in float and not all its readers run in integers".into(),
+                    ));
+                }
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn plan(mut self, plan: &mut QuantPlan) -> Result<()> {
+        // Integer nodes lose their place until nothing changes: each loss can only cost others theirs.
+        let mut lost = BTreeMap::new();
+        loop {
+            let before = self.integer.len();
+            for n in self.order.clone() {
+                if self.is_integer(n)
+                    && let Some(why) = self.objection(n)
+                {
+                    self.integer.remove(&n);
+                    lost.insert(n, why);
+                }
+            }
+            if self.integer.len() == before {
+                break;
+            }
+        }
+        let tensors = self.tensors();
+        let readers: BTreeMap<ValueId, Readers> = tensors.iter().map(|&v| (v, self.readers(v))).collect();
+        self.emit_tensors(&readers, plan);
+        for &n in &self.order {
+            let decision = if self.is_integer(n) {
+                Decision::Integer
+            } else if let Some(t) = self.absorbing(n, &readers) {
+                Decision::Absorbed((self.id, t))
+            } else {
+                match (&self.class[&n], lost.remove(&n)) {
+                    (_, Some((code, why))) => Decision::Float { code, why },
+                    (Class::Float(code, why), None) => Decision::Float { code, why: why.clone() },
+                    _ => Decision::Float {
+                        code: "no-integer-kernel",
+                        why: "bounds stay where no quantization follows directly".into(),
+                    },
+                }
+            };
+            let macs = self.macs(n);
+            plan.nodes.push(NodePlan { place: (self.id, n), decision, weight: None, macs });
+        }
+        Ok(())
+    }
+
+    /// Activations to be quantized: what integer nodes read, and what those make that need a quantized output.
+    fn tensors(&self) -> BTreeSet<ValueId> {
+        let mut tensors = BTreeSet::new();
+        for &n in &self.integer {
+            for (_, v) in self.data_inputs(n) {
+                if constant(self.model, self.id, v).is_none() {
+                    tensors.insert(v);
+                }
+            }
+            if !self.gives_floats(n) {
+                let outs = self.g.node_outputs(n).into_iter().flatten();
+                tensors.extend(outs.filter(|&v| self.g.n_uses(v) > 0).map(|v| self.behind(v)));
+            }
+        }
+        tensors
+    }
+
+    fn readers(&self, v: ValueId) -> Readers {
+        let integer_made = self.maker(v).is_some_and(|m| self.is_integer(m));
+        if integer_made || self.demand(v).1 { Readers::All } else { Readers::Integer }
+    }
+
+    /// The quantized tensor that a bound vanishes into.
+    fn absorbing(&self, n: NodeId, readers: &BTreeMap<ValueId, Readers>) -> Option<ValueId> {
+        if !matches!(self.class[&n], Class::Bound) {
+            return None;
+        }
+        let (x, y) = (self.g.input(n, 0)?, self.g.output(n, 0)?);
+        (self.g.n_uses(x) == 1 && readers.get(&y) == Some(&Readers::All)).then_some(y)
+    }
+
+    fn emit_tensors(&self, readers: &BTreeMap<ValueId, Readers>, plan: &mut QuantPlan) {
+        // Element movers tie the parameters of input and outputs together; groups are named by their first tensor in
+        // the order of execution, which is the one that the elements come from.
+        let mut group: BTreeMap<ValueId, ValueId> = readers.keys().map(|&v| (v, v)).collect();
+        fn root(group: &BTreeMap<ValueId, ValueId>, mut v: ValueId) -> ValueId {
+            while let Some(&up) = group.get(&v)
+                && up != v
+            {
+                v = up;
+            }
+            v
+        }
+        for &n in &self.order {
+            if self.is_integer(n)
+                && matches!(self.class[&n], Class::Share)
+                && let Some(x) = self.g.input(n, 0)
+            {
+                for y in self.g.node_outputs(n).into_iter().flatten() {
+                    let y = self.behind(y);
+                    if readers.contains_key(&y) {
+                        let (a, b) = (root(&group, x), root(&group, y));
+                        group.insert(b, a);
+                    }
+                }
+            }
+        }
+        for (&v, &readers) in readers {
+            let range = match self.maker(v).filter(|_| !self.is_bounded(v)).and_then(|m| self.rule.get(&m)) {
+                Some(QuantRule::Combine { output: OutputRange::Fixed(lo, hi), .. }) => RangeFrom::Fixed(*lo, *hi),
+                _ => RangeFrom::Observed,
+            };
+            let group = (self.id, root(&group, v));
+            plan.tensors.insert((self.id, v), TensorPlan { readers, group, range, params: None });
+        }
+    }
+
+    fn is_bounded(&self, v: ValueId) -> bool {
+        self.g.producer(v).is_some_and(|(n, _)| matches!(self.class[&n], Class::Bound))
+    }
+
+    fn macs(&self, n: NodeId) -> u64 {
+        let Some(QuantRule::Weighted { weight, axis, .. }) = self.rule.get(&n) else { return 0 };
+        let (Some(w), Some(y)) = (self.g.input(n, *weight), self.g.output(n, 0)) else { return 0 };
+        let w_shape = match constant(self.model, self.id, w) {
+            Some(t) => t.shape().to_vec(),
+            None => self.facts.shape((self.id, w)).map(<[usize]>::to_vec).unwrap_or_default(),
+        };
+        let y_shape: Vec<Dim> = match self.facts.shape((self.id, y)) {
+            Some(s) => s.iter().map(|&n| Dim::Known(n)).collect(),
+            None => return 0,
+        };
+        let x_shape = || self.g.input(n, 0).and_then(|x| self.facts.shape((self.id, x))).map(<[usize]>::to_vec);
+        if self.g.node(n).op_type == "ConvTranspose" {
+            // Each input element meets every weight of its channel.
+            let input: u64 = x_shape().unwrap_or_default().iter().map(|&n| n as u64).product();
+            return input * w_shape.iter().skip(1).map(|&n| n as u64).product::<u64>();
+        }
+        quant_rule::macs(*axis, &self.g.node(n).attrs, &w_shape, &y_shape)
+    }
+}
+
+/// Places that calibration must observe for any plan of the model: data inputs and outputs of every node that could run
+/// in integers, behind a bound too.
+///
+/// # Errors
+/// A graph has a cycle, or a stored tensor cannot be read.
+pub fn observable(model: &Model, target: &Target, facts: &Facts, excluded: &Excluded) -> Result<BTreeSet<Place>> {
+    let mut places = BTreeSet::new();
+    for id in model.graph_ids() {
+        let p = GraphPlanner::new(model, id, target, facts, excluded)?;
+        for &n in &p.integer {
+            places.extend(p.data_inputs(n).into_iter().map(|(_, v)| (id, v)));
+            for v in p.g.node_outputs(n).into_iter().flatten() {
+                places.insert((id, p.behind(v)));
+                places.insert((id, v));
+            }
+        }
+    }
+    places.retain(|&(g, v)| constant(model, g, v).is_none());
+    Ok(places)
+}

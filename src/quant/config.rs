@@ -1,0 +1,116 @@
+//! What the user chose.
+
+use super::annotate::Excluded;
+use super::facts::Facts;
+use super::target::Target;
+use crate::error::{Result, WithHelp, bail};
+use crate::ir::Model;
+
+/// How ranges of activations are chosen from what calibration saw.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum Method {
+    /// Smallest and largest value.
+    #[default]
+    MinMax,
+}
+
+/// Choices for one run.
+pub struct Config {
+    /// The runtime that the model is for.
+    pub target: Target,
+    /// How ranges are chosen.
+    pub method: Method,
+    /// Names the nodes that stay float: gets name and operator, gives the reason.
+    pub exclude: Box<dyn Fn(&str, &str) -> Option<String> + Sync>,
+    /// Output SQNR in dB that the emitted model must reach on samples that were not used to choose anything; operators
+    /// stay float until it does.
+    pub min_sqnr_db: f64,
+    /// Threads.
+    pub threads: usize,
+}
+
+impl Config {
+    /// The defaults for a target.
+    ///
+    /// # Errors
+    /// There is no such target.
+    pub fn new(target: &str) -> Result<Self> {
+        Ok(Config {
+            target: Target::named(target)?,
+            method: Method::default(),
+            exclude: Box::new(|_, _| None),
+            min_sqnr_db: 20.0,
+            threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        })
+    }
+
+    /// The nodes that the user wants float.
+    #[must_use]
+    pub fn excluded(&self, model: &Model) -> Excluded {
+        let mut out = Excluded::new();
+        for id in model.graph_ids() {
+            let g = model.graph(id);
+            for n in g.nodes() {
+                let node = g.node(n);
+                if let Some(why) = (self.exclude)(&node.label(), &node.op_type) {
+                    out.insert((id, n), ("excluded", why));
+                }
+            }
+        }
+        out
+    }
+}
+
+/// Operators that a model has only when it was quantized before.
+const QUANTIZED: &[&str] = &[
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+    "MatMulNBits",
+    "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM",
+    "GatherBlockQuantized",
+    "MatMulIntegerToFloat",
+    "QGemm",
+    "QLinearAdd",
+];
+
+/// Refuses a model that was quantized before: its scales belong to other arithmetic than ours.
+///
+/// # Errors
+/// The model has quantized operators, or 8-bit weights that are cast to float; the error names some of the nodes.
+pub fn refuse_quantized(model: &Model) -> Result<()> {
+    let mut found = Vec::new();
+    for id in model.graph_ids() {
+        let g = model.graph(id);
+        for n in g.order().unwrap_or_default() {
+            let node = g.node(n);
+            let stored = g.input(n, 0).and_then(|v| super::annotate::constant(model, id, v));
+            // A large 8-bit constant that is cast to float is a compressed weight.
+            let is_weight = node.op_type == "Cast"
+                && stored.is_some_and(|t| t.dtype().bits() <= 8 && t.dtype().is_integer() && t.shape().len() >= 2);
+            if is_weight || QUANTIZED.contains(&node.op_type.as_str()) {
+                found.push(format!("\"{}\" ({})", node.label(), node.op_type));
+            }
+        }
+    }
+    if found.is_empty() {
+        return Ok(());
+    }
+    let (shown, more) = (found.len().min(3), found.len().saturating_sub(3));
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let e: Result<()> = (|| bail!("the model is quantized already: {}{more}", found[..shown].join(", ")))();
+    e.help(|| "start from the float model that it was made of".into())
+}
+
+/// What is known before planning.
+pub struct Known<'a> {
+    /// The prepared float model.
+    pub model: &'a Model,
+    /// Its values' types and shapes.
+    pub facts: &'a Facts,
+}

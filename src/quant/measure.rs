@@ -1,0 +1,264 @@
+//! How far a quantized model's outputs are from the float model's, on the same samples.
+
+use rayon::prelude::*;
+
+use crate::calibrate::dataset::Dataset;
+use crate::error::{Context, Result};
+use crate::interp::{NoTap, Program, RunOptions};
+use crate::ops::Item;
+use crate::tensor::{DType, Tensor};
+
+/// The error of one output over all samples together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutputError {
+    /// The output's name.
+    pub name: String,
+    /// Signal-to-quantization-noise ratio in dB, `10 log10(sum x² / sum (x-y)²)`; infinite when nothing differs.
+    pub sqnr_db: f64,
+    /// The lowest SQNR of a single slice along the channel axis (axis 1, or the last for rank 2), in dB: tells when one
+    /// row or channel is lost although the whole looks fine. `None` where there is only one slice.
+    pub worst_channel_db: Option<f64>,
+    /// Mean over the samples of the cosine between both.
+    pub cosine: f64,
+    /// Largest absolute difference.
+    pub max_abs: f64,
+    /// The share of rows whose largest element is the same, when the output looks like class scores: rank 2 (or 3, per
+    /// step) with at least 2 classes.
+    pub top1_agreement: Option<f64>,
+    /// Whether the float model's output was finite and the other's was not.
+    pub is_broken: bool,
+}
+
+/// Sums that make an [`OutputError`]; additive over samples.
+#[derive(Debug, Clone, Default)]
+struct Sums {
+    signal: f64,
+    noise: f64,
+    channels: Vec<(f64, f64)>,
+    cosine: f64,
+    samples: u64,
+    max_abs: f64,
+    same_top1: u64,
+    rows: u64,
+    is_broken: bool,
+}
+
+impl Sums {
+    fn of(x: &Tensor, y: &Tensor) -> Result<Self> {
+        let mut s = Sums { samples: 1, ..Sums::default() };
+        if x.shape() != y.shape() {
+            s.is_broken = true;
+            return Ok(s);
+        }
+        let (a, b) = (x.to_f32s()?, y.to_f32s()?);
+        let (n, inner) = channels(x.shape());
+        s.channels = vec![(0.0, 0.0); n];
+        let (mut dot, mut yy) = (0.0, 0.0);
+        for (row, (a, b)) in a.chunks(inner.max(1)).zip(b.chunks(inner.max(1))).enumerate() {
+            let (mut signal, mut noise) = (0.0, 0.0);
+            for (&x, &y) in a.iter().zip(b) {
+                if !x.is_finite() {
+                    continue;
+                }
+                s.is_broken |= !y.is_finite();
+                let (x, y) = (f64::from(x), f64::from(y));
+                let d = x - y;
+                signal += x * x;
+                noise += d * d;
+                dot += x * y;
+                yy += y * y;
+                s.max_abs = s.max_abs.max(d.abs());
+            }
+            s.signal += signal;
+            s.noise += noise;
+            let c = &mut s.channels[row % n];
+            *c = (c.0 + signal, c.1 + noise);
+        }
+        let norm = (s.signal * yy).sqrt();
+        s.cosine = if norm > 0.0 { dot / norm } else { f64::from(u8::from(s.noise == 0.0)) };
+        if let (2 | 3, Some(&classes)) = (x.rank(), x.shape().last())
+            && classes >= 2
+        {
+            for (a, b) in a.chunks(classes).zip(b.chunks(classes)) {
+                s.rows += 1;
+                s.same_top1 += u64::from(argmax(a) == argmax(b));
+            }
+        }
+        Ok(s)
+    }
+
+    fn add(&mut self, o: &Sums) {
+        self.signal += o.signal;
+        self.noise += o.noise;
+        if self.channels.len() == o.channels.len() {
+            for (a, b) in self.channels.iter_mut().zip(&o.channels) {
+                *a = (a.0 + b.0, a.1 + b.1);
+            }
+        } else if self.samples == 0 {
+            self.channels.clone_from(&o.channels);
+        } else {
+            // Slices of samples of different sizes have nothing in common.
+            self.channels.clear();
+        }
+        self.cosine += o.cosine;
+        self.samples += o.samples;
+        self.max_abs = self.max_abs.max(o.max_abs);
+        self.same_top1 += o.same_top1;
+        self.rows += o.rows;
+        self.is_broken |= o.is_broken;
+    }
+
+    fn finish(self, name: &str) -> OutputError {
+        // A slice without signal says nothing about a ratio.
+        let mean = self.signal / self.channels.len().max(1) as f64;
+        let worst = self.channels.iter().filter(|c| c.0 > 1e-6 * mean).map(|&(s, n)| sqnr(s, n));
+        let worst = if self.channels.len() > 1 {
+            worst.fold(None, |m: Option<f64>, x| Some(m.map_or(x, |m| m.min(x))))
+        } else {
+            None
+        };
+        OutputError {
+            name: name.to_owned(),
+            sqnr_db: if self.is_broken { f64::NEG_INFINITY } else { sqnr(self.signal, self.noise) },
+            worst_channel_db: worst,
+            cosine: self.cosine / self.samples.max(1) as f64,
+            max_abs: self.max_abs,
+            top1_agreement: (self.rows > 0).then(|| self.same_top1 as f64 / self.rows as f64),
+            is_broken: self.is_broken,
+        }
+    }
+}
+
+/// Number of channel slices and elements of one slice's contiguous run.
+fn channels(shape: &[usize]) -> (usize, usize) {
+    match shape {
+        [] | [_] => (1, shape.iter().product()),
+        [_, c] => (*c, 1),
+        [_, c, rest @ ..] => (*c, rest.iter().product()),
+    }
+}
+
+fn argmax(x: &[f32]) -> usize {
+    x.iter().enumerate().fold(0, |best, (i, v)| if *v > x[best] { i } else { best })
+}
+
+/// `10 log10(signal / noise)`; infinite without noise, minus infinite without signal.
+#[must_use]
+pub fn sqnr(signal: f64, noise: f64) -> f64 {
+    if noise == 0.0 {
+        f64::INFINITY
+    } else if signal == 0.0 {
+        f64::NEG_INFINITY
+    } else {
+        10.0 * (signal / noise).log10()
+    }
+}
+
+/// Float outputs of a model on samples, one list per sample: the reference for any number of comparisons.
+pub struct Reference {
+    samples: Vec<Vec<(String, Tensor)>>,
+    outputs: Vec<Vec<Option<Tensor>>>,
+    names: Vec<String>,
+}
+
+impl Reference {
+    /// Runs the float model on the samples.
+    ///
+    /// # Errors
+    /// A sample cannot be read or the model does not run on it.
+    pub fn new(program: &Program, data: &dyn Dataset, limit: usize, threads: usize) -> Result<Self> {
+        let n = data.len().min(limit);
+        let (inner, _) = split_threads(n, threads);
+        let made = (0..n)
+            .into_par_iter()
+            .map(|i| {
+                let sample = data.sample(i)?;
+                let outputs = run(program, &sample.inputs, inner).with_context(|| sample.origin.clone())?;
+                Ok((sample.inputs, outputs))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let (samples, outputs) = made.into_iter().unzip();
+        Ok(Reference { samples, outputs, names: program.outputs().to_vec() })
+    }
+
+    /// The number of samples.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.samples.len()
+    }
+
+    /// Whether there are no samples.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.samples.is_empty()
+    }
+
+    /// The error of a quantized model, for each float output, over the first `limit` samples.
+    ///
+    /// # Errors
+    /// The model does not run on a sample.
+    pub fn compare(&self, program: &Program, limit: usize, threads: usize) -> Result<Vec<OutputError>> {
+        let n = self.len().min(limit);
+        let (inner, _) = split_threads(n, threads);
+        let per_sample = (0..n)
+            .into_par_iter()
+            .map(|i| {
+                let outputs = run(program, &self.samples[i], inner)?;
+                let pairs = self.outputs[i].iter().zip(&outputs);
+                pairs
+                    .map(|(x, y)| match (x, y) {
+                        (Some(x), Some(y)) if is_measured(x.dtype()) => Sums::of(x, y).map(Some),
+                        _ => Ok(None),
+                    })
+                    .collect::<Result<Vec<_>>>()
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let mut total: Vec<Option<Sums>> = vec![None; self.names.len()];
+        for sample in &per_sample {
+            for (t, s) in total.iter_mut().zip(sample) {
+                if let Some(s) = s {
+                    t.get_or_insert_with(Sums::default).add(s);
+                }
+            }
+        }
+        Ok(total.into_iter().zip(&self.names).filter_map(|(s, name)| s.map(|s| s.finish(name))).collect())
+    }
+}
+
+fn is_measured(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64)
+}
+
+/// Threads inside an operator and threads over samples: samples come first, since they share nothing.
+fn split_threads(samples: usize, threads: usize) -> (usize, usize) {
+    if samples >= threads { (1, threads) } else { (threads, samples.max(1)) }
+}
+
+fn run(program: &Program, sample: &[(String, Tensor)], threads: usize) -> Result<Vec<Option<Tensor>>> {
+    let options = RunOptions { threads, ..RunOptions::default() };
+    let outputs = program.run_named(sample, options, &mut NoTap)?;
+    Ok(outputs.into_iter().map(|o| if let Some(Item::Tensor(t)) = o { Some(t) } else { None }).collect())
+}
+
+/// The lowest SQNR of all outputs; infinite when there are none.
+#[must_use]
+pub fn worst_sqnr(errors: &[OutputError]) -> f64 {
+    errors.iter().map(|e| e.sqnr_db).fold(f64::INFINITY, f64::min)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_whole_and_of_channels() {
+        let x = Tensor::new(&[1, 2, 2], vec![10.0f32, 10.0, 0.1, 0.1]).unwrap();
+        let y = Tensor::new(&[1, 2, 2], vec![10.0f32, 10.0, 0.2, 0.2]).unwrap();
+        let e = Sums::of(&x, &y).unwrap().finish("y");
+        assert!((e.sqnr_db - 40.0).abs() < 0.1, "{e:?}");
+        assert!((e.worst_channel_db.unwrap() - 0.0).abs() < 1e-3, "{e:?}");
+        assert_eq!(e.top1_agreement, Some(1.0));
+        let e = Sums::of(&x, &x).unwrap().finish("y");
+        assert!(e.sqnr_db.is_infinite() && (e.cosine - 1.0).abs() < 1e-9);
+    }
+}

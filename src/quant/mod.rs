@@ -1,0 +1,137 @@
+//! Policy and algorithms: prepare, observe, plan, choose parameters, edit, check, measure.
+
+pub mod annotate;
+pub mod check;
+pub mod config;
+pub mod facts;
+pub mod measure;
+pub mod params;
+pub mod plan;
+pub mod progress;
+pub mod realize;
+pub mod report;
+pub mod search;
+pub mod solve;
+pub mod target;
+
+use crate::calibrate::dataset::Dataset;
+use crate::diag::Sink;
+use crate::error::{Context, Result, bail, ensure};
+use crate::interp::{CompileOptions, Program, RunOptions};
+use crate::ir::Model;
+use crate::passes;
+
+pub use config::{Config, Method, refuse_quantized};
+pub use plan::QuantPlan;
+pub use progress::{Progress, Quiet};
+pub use report::Report;
+
+use annotate::Excluded;
+use facts::Facts;
+use measure::Reference;
+
+/// Samples for one run.
+pub struct Data<'a> {
+    /// For calibration and every choice.
+    pub calibration: &'a dyn Dataset,
+    /// For the error that is reported; nothing is chosen with them.
+    pub holdout: &'a dyn Dataset,
+    /// Whether the two are the same, for want of samples.
+    pub is_shared: bool,
+}
+
+/// What a run gives.
+pub struct Quantized {
+    /// The emitted model.
+    pub model: Model,
+    /// The float model that it was made of, after the passes.
+    pub prepared: Model,
+    /// The plan that was carried out.
+    pub plan: QuantPlan,
+    /// What was done and how well.
+    pub report: Report,
+}
+
+/// Most samples that the held-out error is measured on.
+const MAX_HOLDOUT: usize = 64;
+
+/// Quantizes a model: static, QDQ form. `observer` sees the model after each pass that changed it and after each stage
+/// (`prepare`, `quantize`).
+///
+/// # Errors
+/// The model is quantized already, does not run on the samples, or the emitted model fails the self-check.
+pub fn quantize(
+    mut model: Model,
+    config: &Config,
+    data: &Data<'_>,
+    progress: &dyn Progress,
+    observer: &mut dyn FnMut(&str, &Model),
+    sink: &mut Sink,
+) -> Result<Quantized> {
+    refuse_quantized(&model)?;
+    let mut report = Report { before: report::Side::of(&model), ..Report::default() };
+    ensure!(!data.calibration.is_empty(), "there are no calibration samples");
+    let mut ctx = passes::Ctx::new(sink).opset_floor(config.target.opset);
+    passes::manager::run(&mut model, &passes::PREPARE, &mut ctx, observer)?;
+    crate::infer::infer(&mut model, sink)?;
+    observer("prepare", &model);
+    let excluded = config.excluded(&model);
+
+    let first = data.calibration.sample(0)?;
+    let options = RunOptions { threads: config.threads, ..RunOptions::default() };
+    let facts = Facts::of(&model, &first.inputs, options, true)
+        .with_context(|| format!("running the float model on {}", first.origin))?;
+    report_unknown(&model, sink);
+    let observed = solve::observe(&model, config, &facts, &excluded, data.calibration, progress, sink)?;
+    let mut solver = solve::Solver { model: &model, config, facts: &facts, observed: &observed };
+
+    let program = Program::compile(&model, &CompileOptions { skip_unknown: true, ..CompileOptions::default() })?;
+    let (plan, emitted) = search::choose(&mut solver, &program, excluded, data, progress, &mut report)?;
+
+    progress.begin("measuring the result", 2);
+    let reference = Reference::new(&program, data.holdout, MAX_HOLDOUT, config.threads)?;
+    progress.advance(1);
+    report.outputs = reference.compare(&solve::compile(&emitted)?, usize::MAX, config.threads)?;
+    progress.end();
+    if let Some(o) = report.outputs.iter().find(|o| o.is_broken) {
+        bail!("the quantized model's output \"{}\" is not finite or has another shape", o.name);
+    }
+    report.is_floor_met = measure::worst_sqnr(&report.outputs) >= config.min_sqnr_db;
+    report.n_calibration = data.calibration.len();
+    report.n_holdout = reference.len();
+    report.holdout_is_calibration = data.is_shared;
+    report.describe(&model, &plan, &emitted);
+    observer("quantize", &emitted);
+    Ok(Quantized { model: emitted, prepared: model, plan, report })
+}
+
+fn report_unknown(model: &Model, sink: &mut Sink) {
+    for id in model.graph_ids() {
+        let g = model.graph(id);
+        for n in g.nodes() {
+            let node = g.node(n);
+            let opset = model.opsets_in(id).iter().find(|(d, _)| *d == node.domain).map_or(1, |(_, v)| *v);
+            if crate::ops::lookup(&node.domain, &node.op_type, opset).is_none() {
+                sink.warn(
+                    "unknown-operator",
+                    node.location(),
+                    format!(
+                        "operator of domain {} is not known: it and all that depends on it stay float",
+                        node.domain
+                    ),
+                );
+            }
+        }
+    }
+}
+
+/// The plan alone, without calibration: what would be quantized and why not. Needs one sample for shapes.
+///
+/// # Errors
+/// The model does not run on the sample.
+pub fn plan_only(model: &Model, config: &Config, sample: &[(String, crate::tensor::Tensor)]) -> Result<QuantPlan> {
+    let options = RunOptions { threads: config.threads, ..RunOptions::default() };
+    let facts = Facts::of(model, sample, options, true)?;
+    let excluded: Excluded = config.excluded(model);
+    annotate::annotate(model, &config.target, &facts, &excluded)
+}

@@ -1,0 +1,262 @@
+//! From observations to a complete plan and an emitted model.
+
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+
+use super::annotate::{Excluded, annotate, constant, observable};
+use super::config::Config;
+use super::facts::Facts;
+use super::params::{QParams, Range, WeightParams};
+use super::plan::{Decision, Place, QuantPlan, RangeFrom, WeightPlan};
+use super::progress::Progress;
+use super::realize::qdq;
+use crate::calibrate::dataset::Dataset;
+use crate::diag::Sink;
+use crate::error::{At, Context, Location, Result, WithHelp, anyhow, bail};
+use crate::interp::{CompileOptions, Program, RunOptions};
+use crate::ir::{GraphId, Model, NodeId, ValueId};
+use crate::ops::{Item, QuantRule, lookup};
+use crate::passes;
+
+/// What calibration saw of one tensor.
+#[derive(Debug, Clone, Copy)]
+pub struct Stats {
+    /// Smallest finite value.
+    pub min: f32,
+    /// Largest finite value.
+    pub max: f32,
+    /// Elements that were not finite.
+    pub not_finite: u64,
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        Stats { min: f32::INFINITY, max: f32::NEG_INFINITY, not_finite: 0 }
+    }
+}
+
+impl Stats {
+    fn see(&mut self, x: &[f32]) {
+        for &x in x {
+            if x.is_finite() {
+                self.min = self.min.min(x);
+                self.max = self.max.max(x);
+            } else {
+                self.not_finite += 1;
+            }
+        }
+    }
+
+    fn merge(&mut self, o: &Stats) {
+        self.min = self.min.min(o.min);
+        self.max = self.max.max(o.max);
+        self.not_finite += o.not_finite;
+    }
+}
+
+/// What calibration saw.
+pub type Observed = BTreeMap<Place, Stats>;
+
+/// Runs the float model on every sample and observes each tensor that some plan could quantize.
+///
+/// # Errors
+/// A sample cannot be read or the model does not run on it.
+pub fn observe(
+    model: &Model,
+    config: &Config,
+    facts: &Facts,
+    excluded: &Excluded,
+    data: &dyn Dataset,
+    progress: &dyn Progress,
+    sink: &mut Sink,
+) -> Result<Observed> {
+    let places = observable(model, &config.target, facts, excluded)?;
+    let program =
+        Program::compile(model, &CompileOptions { watch: &|g, v| places.contains(&(g, v)), skip_unknown: true })?;
+    let n = data.len();
+    progress.begin("calibrating", n as u64);
+    let inner = if n >= config.threads { 1 } else { config.threads };
+    let per_sample = (0..n)
+        .into_par_iter()
+        .map(|i| {
+            let sample = data.sample(i)?;
+            let mut seen = Observed::new();
+            let options = RunOptions { threads: inner, ..RunOptions::default() };
+            let outcome = program.run_named(&sample.inputs, options, &mut |g: GraphId, v: ValueId, item: &Item| {
+                if let Item::Tensor(t) = item
+                    && let Ok(x) = t.slice::<f32>()
+                {
+                    seen.entry((g, v)).or_default().see(x);
+                }
+                Ok(())
+            });
+            outcome.with_context(|| sample.origin.clone())?;
+            progress.advance(1);
+            Ok(seen)
+        })
+        .try_fold(Observed::new, |mut all, seen: Result<Observed>| {
+            merge(&mut all, seen?);
+            Ok::<_, anyhow::Error>(all)
+        })
+        .try_reduce(Observed::new, |mut a, b| {
+            merge(&mut a, b);
+            Ok(a)
+        })?;
+    progress.end();
+    for (&(g, v), s) in &per_sample {
+        if s.not_finite > 0 {
+            sink.warn(
+                "not-finite-activation",
+                Location::value(&model.graph(g).value(v).name),
+                format!("{} elements were not finite during calibration; the others give the range", s.not_finite),
+            );
+        }
+    }
+    Ok(per_sample)
+}
+
+fn merge(into: &mut Observed, from: Observed) {
+    for (place, s) in from {
+        into.entry(place).or_default().merge(&s);
+    }
+}
+
+/// Makes plans complete and models of plans.
+pub struct Solver<'a> {
+    /// The prepared float model.
+    pub model: &'a Model,
+    /// The user's choices.
+    pub config: &'a Config,
+    /// Types and shapes.
+    pub facts: &'a Facts,
+    /// What calibration saw.
+    pub observed: &'a Observed,
+}
+
+impl Solver<'_> {
+    /// A complete plan in which these nodes stay float.
+    ///
+    /// # Errors
+    /// A stored tensor cannot be read, or calibration never saw a tensor.
+    pub fn plan(&self, excluded: &Excluded) -> Result<QuantPlan> {
+        let mut excluded = excluded.clone();
+        let mut plan = annotate(self.model, &self.config.target, self.facts, &excluded)?;
+        // A tensor that no sample made (a branch not taken) has no range: its readers and its maker stay float.
+        loop {
+            let unseen = self.unseen(&plan);
+            if unseen.is_empty() {
+                break;
+            }
+            excluded.extend(unseen);
+            plan = annotate(self.model, &self.config.target, self.facts, &excluded)?;
+        }
+        self.activations(&mut plan)?;
+        self.weights(&mut plan)?;
+        Ok(plan)
+    }
+
+    fn unseen(&self, plan: &QuantPlan) -> Excluded {
+        let mut out = Excluded::new();
+        for (&(g, v), t) in &plan.tensors {
+            let seen = self.observed.get(&(g, v)).is_some_and(|s| s.min <= s.max);
+            if seen || matches!(t.range, RangeFrom::Fixed(..)) {
+                continue;
+            }
+            let graph = self.model.graph(g);
+            let why = || ("never-seen", "no calibration sample reached it".to_owned());
+            for (n, _) in graph.consumers(v) {
+                out.insert((g, n), why());
+            }
+            if let Some((n, _)) = graph.producer(v) {
+                out.insert((g, n), why());
+                // Behind a bound the integer node is one further up.
+                if let Some((up, _)) = graph.input(n, 0).and_then(|x| graph.producer(x)) {
+                    out.insert((g, up), why());
+                }
+            }
+        }
+        let before = |p: &(GraphId, NodeId)| {
+            plan.node(*p).is_some_and(|n| matches!(n.decision, Decision::Integer | Decision::Absorbed(_)))
+        };
+        out.retain(|p, _| before(p));
+        out
+    }
+
+    fn activations(&self, plan: &mut QuantPlan) -> Result<()> {
+        let dtype = self.config.target.activation()?;
+        let mut groups: BTreeMap<Place, (Option<Range>, Option<Range>)> = BTreeMap::new();
+        for (place, t) in &plan.tensors {
+            let (observed, fixed) = groups.entry(t.group).or_default();
+            if let RangeFrom::Fixed(lo, hi) = t.range {
+                *fixed = Some(Range { min: lo, max: hi });
+            } else if let Some(s) = self.observed.get(place).filter(|s| s.min <= s.max) {
+                let r = Range::new(s.min, s.max);
+                *observed = Some(observed.map_or(r, |o| o.union(r)));
+            }
+        }
+        for t in plan.tensors.values_mut() {
+            let (observed, fixed) = groups.get(&t.group).copied().unwrap_or_default();
+            t.params = Some(match (fixed, observed) {
+                (Some(r), _) => QParams::fixed(r, dtype)?,
+                (None, Some(r)) => QParams::asymmetric(r, dtype)?,
+                (None, None) => bail!("a tensor has no range"),
+            });
+        }
+        Ok(())
+    }
+
+    fn weights(&self, plan: &mut QuantPlan) -> Result<()> {
+        for i in 0..plan.nodes.len() {
+            let (id, n) = plan.nodes[i].place;
+            if plan.nodes[i].decision != Decision::Integer {
+                continue;
+            }
+            let g = self.model.graph(id);
+            let node = g.node(n);
+            let opset = self.model.opsets_in(id).iter().find(|(d, _)| *d == node.domain).map_or(1, |(_, v)| *v);
+            let Some(QuantRule::Weighted { data, weight, bias, axis }) =
+                lookup(&node.domain, &node.op_type, opset).map(|d| d.quant)
+            else {
+                continue;
+            };
+            let stored = |slot: usize| g.input(n, slot).and_then(|v| constant(self.model, id, v));
+            let w = stored(weight).ok_or_else(|| anyhow!("its weight is not a constant")).at(|| node.location())?;
+            // A weight of more than two dimensions multiplies batches: only one scale for all of it is portable.
+            let per_channel = axis != crate::ops::WeightAxis::Last || w.shape().len() == 2;
+            let axis = axis.resolve(&node.attrs, w.shape().len()).filter(|_| per_channel);
+            let mut params = WeightParams::max_abs(w.get()?.slice()?, w.shape(), axis);
+            let x = g.input(n, data).and_then(|v| plan.tensors.get(&(id, v))).and_then(|t| t.params);
+            if let (Some(x), Some(b)) = (x, bias.and_then(stored)) {
+                params.fit_bias(b.get()?.slice()?, x.scale);
+            }
+            plan.nodes[i].weight = Some(WeightPlan { params, rounded: None, bias: None });
+        }
+        Ok(())
+    }
+
+    /// The model that a plan gives, checked.
+    ///
+    /// # Errors
+    /// The emitted model fails the self-check: a bug of ours, so nothing is written.
+    pub fn emit(&self, plan: &QuantPlan) -> Result<Model> {
+        let mut emitted = self.model.clone();
+        qdq::realize(&mut emitted, plan)?;
+        let mut sink = Sink::default();
+        passes::manager::run(&mut emitted, &passes::CLEANUP, &mut passes::Ctx::new(&mut sink), &mut |_, _| {})?;
+        let bad = super::check::check(&emitted);
+        if !bad.is_empty() {
+            let e: Result<()> = (|| bail!("the emitted model fails the self-check: {}", bad.join("; ")))();
+            e.help(|| "report this with the model; --nodes-to-exclude on the named node avoids it".into())?;
+        }
+        Ok(emitted)
+    }
+}
+
+/// A quantized model ready to run.
+///
+/// # Errors
+/// The model does not compile.
+pub fn compile(model: &Model) -> Result<Program> {
+    Program::compile(model, &CompileOptions { skip_unknown: true, ..CompileOptions::default() })
+}

@@ -10,10 +10,12 @@
 mod call;
 pub(crate) mod dim_math;
 mod elementwise;
+mod floats;
 mod infer_ctx;
 pub mod quant_rule;
 #[cfg(test)]
 pub(crate) mod testing;
+mod window;
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -115,10 +117,13 @@ ops! {
     bitwise
     compare
     concat
+    conv
     flatten
     gather
+    gemm
     identity
     logic
+    mat_mul
     reshape
     slice
     split

@@ -1,0 +1,521 @@
+//! Convolution of 32-bit floats in any number of spatial dimensions.
+//!
+//! The filters are packed once into interleaved panels. The input of one image and group is copied once into a padded
+//! buffer that is split by the phase of the stride, so that every tap of the kernel reads a shifted, contiguous run:
+//! the tile of [`super::micro`] takes the places from a table of offsets and no im2col matrix exists. Outputs are
+//! computed on the grid of padded rows, and the few columns between rows are dropped when a tile is stored. A kernel
+//! of size 1 with stride 1 reads the input itself.
+
+use super::micro::{Operands, Rows, Start, Tile};
+use super::{Slots, for_each};
+
+/// Bytes of filters that stay in the second cache level while all columns pass by.
+const FILTER_BLOCK: usize = 384 << 10;
+
+/// Sizes of a convolution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Geometry {
+    /// Images.
+    pub batch: usize,
+    /// Channels of the input.
+    pub channels: usize,
+    /// Channels of the output.
+    pub filters: usize,
+    /// Groups of channels.
+    pub groups: usize,
+    /// Spatial sizes of the input.
+    pub input: Vec<usize>,
+    /// Spatial sizes of the output.
+    pub output: Vec<usize>,
+    /// Spatial sizes of the kernel.
+    pub kernel: Vec<usize>,
+    /// Strides.
+    pub stride: Vec<usize>,
+    /// Dilations.
+    pub dilation: Vec<usize>,
+    /// Padding in front of each spatial dimension.
+    pub begin: Vec<usize>,
+}
+
+impl Geometry {
+    /// Length of the sum for one output element.
+    #[must_use]
+    pub fn k(&self) -> usize {
+        self.channels / self.groups * self.kernel.iter().product::<usize>()
+    }
+}
+
+/// Filters, packed for this processor.
+#[derive(Debug)]
+pub struct Filters {
+    k: usize,
+    per_group: usize,
+    panels: Vec<(usize, usize)>,
+    data: Vec<f32>,
+}
+
+impl Filters {
+    /// Packs filters `[filters, channels / groups, kernel…]`. Of `g`, the sizes of images do not matter.
+    ///
+    /// # Panics
+    /// The slice has another length.
+    #[must_use]
+    pub fn new(w: &[f32], g: &Geometry) -> Self {
+        Self::of_matrix(w, g.groups, g.filters / g.groups, g.k())
+    }
+
+    /// Packs `groups` matrices `[per_group, k]`.
+    ///
+    /// # Panics
+    /// The slice has another length.
+    #[must_use]
+    pub fn of_matrix(w: &[f32], groups: usize, per_group: usize, k: usize) -> Self {
+        assert_eq!(w.len(), groups * per_group * k, "length of the filters");
+        let panels = Tile::best().panels(per_group);
+        let mut data = vec![0.0f32; w.len()];
+        for g in 0..groups {
+            for &(start, height) in &panels {
+                let at = (g * per_group + start) * k;
+                let (from, to) = (&w[at..at + height * k], &mut data[at..at + height * k]);
+                for (m, row) in from.chunks_exact(k.max(1)).enumerate() {
+                    for (i, &x) in row.iter().enumerate() {
+                        to[i * height + m] = x;
+                    }
+                }
+            }
+        }
+        Filters { k, per_group, panels, data }
+    }
+}
+
+/// Where the taps of a convolution lie in the padded buffer.
+struct Layout {
+    /// Whether the input is read as it is.
+    direct: bool,
+    /// For each `k`, its offset.
+    offsets: Vec<u32>,
+    /// For each spatial dimension, the phases of the stride that some tap reads.
+    phases: Vec<Vec<usize>>,
+    /// Elements of a row, of a plane … of one phase, innermost last.
+    pitch: Vec<usize>,
+    /// Rows of each spatial dimension (all but the last).
+    extent: Vec<usize>,
+    /// Elements of one phase of one channel.
+    phase_size: usize,
+    /// Elements of one channel.
+    channel_size: usize,
+    /// Elements of the padded buffer.
+    size: usize,
+    /// Starts of planes (dimensions before the last two) in the buffer.
+    planes: Vec<usize>,
+    /// Rows of output in a plane and their length.
+    grid: (usize, usize),
+    /// Distance of the grid's rows.
+    grid_pitch: usize,
+}
+
+impl Layout {
+    fn new(g: &Geometry, columns: usize) -> Self {
+        let rank = g.input.len();
+        let per_group = g.channels / g.groups;
+        let direct = g.kernel.iter().all(|&k| k == 1)
+            && g.stride.iter().all(|&s| s == 1)
+            && g.begin.iter().all(|&b| b == 0)
+            && g.input == g.output;
+        if direct {
+            let size: usize = g.input.iter().product();
+            return Layout {
+                direct,
+                offsets: (0..per_group).map(|c| (c * size) as u32).collect(),
+                phases: Vec::new(),
+                pitch: Vec::new(),
+                extent: Vec::new(),
+                phase_size: size,
+                channel_size: size,
+                size: per_group * size,
+                planes: vec![0],
+                grid: (1, size),
+                grid_pitch: size,
+            };
+        }
+        let phases: Vec<Vec<usize>> = (0..rank)
+            .map(|d| {
+                let mut v: Vec<usize> = (0..g.kernel[d]).map(|t| t * g.dilation[d] % g.stride[d]).collect();
+                v.sort_unstable();
+                v.dedup();
+                v
+            })
+            .collect();
+        let need = |d: usize| (g.output[d] - 1) * g.stride[d] + (g.kernel[d] - 1) * g.dilation[d] + 1;
+        let mut extent: Vec<usize> = (0..rank).map(|d| need(d).div_ceil(g.stride[d])).collect();
+        let last = rank - 1;
+        let mut slack = columns;
+        if g.stride[last] == 1 {
+            // The zeros at the end of a row and at the start of the next one are the same zeros.
+            let end = need(last).saturating_sub(g.begin[last] + g.input[last]);
+            let shared = end.min(g.begin[last]).min(extent[last] - g.output[last]);
+            extent[last] -= shared;
+            slack += shared;
+        }
+        let mut pitch = vec![1; rank];
+        for d in (0..last).rev() {
+            pitch[d] = pitch[d + 1] * extent[d + 1];
+        }
+        let phase_size = pitch[0] * extent[0];
+        let channel_size = phase_size * phases.iter().map(Vec::len).product::<usize>();
+        let mut offsets = Vec::with_capacity(g.k());
+        for c in 0..per_group {
+            for_each_index(&g.kernel, |tap| {
+                let mut phase = 0;
+                let mut at = 0;
+                for d in 0..rank {
+                    let shift = tap[d] * g.dilation[d];
+                    let index = phases[d].iter().position(|&p| p == shift % g.stride[d]).unwrap_or(0);
+                    phase = phase * phases[d].len() + index;
+                    at += shift / g.stride[d] * pitch[d];
+                }
+                offsets.push((c * channel_size + phase * phase_size + at) as u32);
+            });
+        }
+        let outer = rank.saturating_sub(2);
+        let mut planes = Vec::new();
+        for_each_index(&g.output[..outer], |i| planes.push((0..outer).map(|d| i[d] * pitch[d]).sum()));
+        Layout {
+            direct,
+            offsets,
+            phases,
+            grid: (if rank >= 2 { g.output[rank - 2] } else { 1 }, g.output[last]),
+            grid_pitch: extent[last],
+            pitch,
+            extent,
+            phase_size,
+            channel_size,
+            size: per_group * channel_size + slack,
+            planes,
+        }
+    }
+
+    /// Columns of the grid of one plane.
+    fn grid_size(&self) -> usize {
+        (self.grid.0 - 1) * self.grid_pitch + self.grid.1
+    }
+
+    /// Writes one channel of the padded buffer.
+    fn pad(&self, g: &Geometry, x: &[f32], to: &mut [f32]) {
+        let rank = g.input.len();
+        let last = rank - 1;
+        let n_phases: Vec<usize> = self.phases.iter().map(Vec::len).collect();
+        let mut phase_at = 0;
+        for_each_index(&n_phases, |p| {
+            let phase: Vec<usize> = (0..rank).map(|d| self.phases[d][p[d]]).collect();
+            for_each_index(&self.extent[..last], |row| {
+                let at = phase_at + (0..last).map(|d| row[d] * self.pitch[d]).sum::<usize>();
+                let to = &mut to[at..at + self.extent[last]];
+                let mut from = 0;
+                for d in 0..last {
+                    let i = row[d] * g.stride[d] + phase[d];
+                    if i < g.begin[d] || i - g.begin[d] >= g.input[d] {
+                        to.fill(0.0);
+                        return;
+                    }
+                    from = from * g.input[d] + i - g.begin[d];
+                }
+                let n = g.input[last];
+                copy_row(&x[from * n..(from + 1) * n], g.begin[last], phase[last], g.stride[last], to);
+            });
+            phase_at += self.phase_size;
+        });
+    }
+}
+
+/// `to[j] = row[j * stride + phase - begin]`, 0 outside the row.
+fn copy_row(row: &[f32], begin: usize, phase: usize, stride: usize, to: &mut [f32]) {
+    let first = begin.saturating_sub(phase).div_ceil(stride).min(to.len());
+    let (zeros, to) = to.split_at_mut(first);
+    zeros.fill(0.0);
+    let start = (first * stride + phase).saturating_sub(begin);
+    let n = row.len().saturating_sub(start).div_ceil(stride).min(to.len());
+    let (to, zeros) = to.split_at_mut(n);
+    zeros.fill(0.0);
+    match stride {
+        _ if n == 0 => {}
+        1 => to.copy_from_slice(&row[start..start + n]),
+        2 => {
+            for (to, pair) in to.iter_mut().zip(row[start..].chunks(2)) {
+                *to = pair[0];
+            }
+        }
+        s => {
+            for (to, x) in to.iter_mut().zip(row[start..].iter().step_by(s)) {
+                *to = *x;
+            }
+        }
+    }
+}
+
+/// Calls `f` for every index below `sizes`, the last one fastest.
+pub(crate) fn for_each_index(sizes: &[usize], mut f: impl FnMut(&[usize])) {
+    if sizes.contains(&0) {
+        return;
+    }
+    let mut index = vec![0; sizes.len()];
+    loop {
+        f(&index);
+        let mut d = sizes.len();
+        loop {
+            if d == 0 {
+                return;
+            }
+            d -= 1;
+            index[d] += 1;
+            if index[d] < sizes[d] {
+                break;
+            }
+            index[d] = 0;
+        }
+    }
+}
+
+/// `Y[n, m, …] = bias[m] + sum over channels and taps of W[m, c, …] * X[n, c, …]`; `y` is overwritten.
+///
+/// # Panics
+/// A slice has not the length that `g` says.
+pub fn conv(threads: usize, g: &Geometry, x: &[f32], w: &Filters, bias: Option<&[f32]>, y: &mut [f32]) {
+    let tile = Tile::best();
+    let in_size: usize = g.input.iter().product();
+    let out_size: usize = g.output.iter().product();
+    assert_eq!(x.len(), g.batch * g.channels * in_size, "length of the input");
+    assert_eq!(y.len(), g.batch * g.filters * out_size, "length of the output");
+    assert_eq!((w.k, w.per_group * g.groups), (g.k(), g.filters), "shape of the filters");
+    assert!(bias.is_none_or(|b| b.len() == g.filters), "length of the bias");
+    if y.is_empty() {
+        return;
+    }
+    if w.k == 0 || x.is_empty() {
+        for (i, y) in y.chunks_exact_mut(out_size).enumerate() {
+            y.fill(bias.map_or(0.0, |b| b[i % g.filters]));
+        }
+        return;
+    }
+    let layout = Layout::new(g, tile.columns);
+    let per_group = g.channels / g.groups;
+    let mut padded = vec![0.0f32; if layout.direct { 0 } else { layout.size }];
+    let out = Slots::new(y);
+    for n in 0..g.batch {
+        for group in 0..g.groups {
+            let from = (n * g.channels + group * per_group) * in_size;
+            let x = &x[from..from + per_group * in_size];
+            if !layout.direct {
+                let slots = Slots::new(&mut padded);
+                for_each(threads, per_group, |c| {
+                    // SAFETY: each channel is written by one task.
+                    let to = unsafe { slots.part(c * layout.channel_size, layout.channel_size) };
+                    layout.pad(g, &x[c * in_size..(c + 1) * in_size], to);
+                });
+            }
+            let job = Job {
+                tile,
+                layout: &layout,
+                b: if layout.direct { x } else { &padded },
+                panels: &w.panels,
+                filters: &w.data[group * w.per_group * w.k..(group + 1) * w.per_group * w.k],
+                bias: bias.map(|b| &b[group * w.per_group..(group + 1) * w.per_group]),
+                k: w.k,
+                out_size,
+                y: (n * g.filters + group * w.per_group) * out_size,
+                out: &out,
+            };
+            job.run(threads);
+        }
+    }
+}
+
+/// One image and group.
+struct Job<'a> {
+    tile: &'static Tile,
+    layout: &'a Layout,
+    b: &'a [f32],
+    panels: &'a [(usize, usize)],
+    filters: &'a [f32],
+    bias: Option<&'a [f32]>,
+    k: usize,
+    out_size: usize,
+    y: usize,
+    out: &'a Slots<'a, f32>,
+}
+
+impl Job<'_> {
+    fn run(&self, threads: usize) {
+        let columns = self.tile.columns;
+        let tiles = self.layout.grid_size().div_ceil(columns);
+        let planes = self.layout.planes.len();
+        let highest = self.panels.iter().map(|p| p.1).max().unwrap_or(1);
+        let per_block = (FILTER_BLOCK / (4 * highest * self.k)).max(1);
+        let blocks = self.panels.len().div_ceil(per_block);
+        // Several threads share the columns.
+        let stretches = if threads > 1 { (4 * threads).div_ceil(blocks * planes).min(tiles) } else { 1 };
+        for_each(threads, blocks * planes * stretches, |task| {
+            let (block, plane, stretch) = (task / stretches / planes, task / stretches % planes, task % stretches);
+            let panels = &self.panels[block * per_block..self.panels.len().min((block + 1) * per_block)];
+            let mut scratch = Scratch { edge: vec![0.0; self.tile.rows * columns], packed: Vec::new() };
+            for t in tiles * stretch / stretches..tiles * (stretch + 1) / stretches {
+                self.tile(plane, t * columns, panels, &mut scratch);
+            }
+        });
+    }
+
+    /// One tile's columns for some panels of filters.
+    fn tile(&self, plane: usize, p0: usize, panels: &[(usize, usize)], scratch: &mut Scratch) {
+        let l = self.layout;
+        let columns = self.tile.columns;
+        let width = columns.min(l.grid_size() - p0);
+        let half = width <= columns / 2;
+        let whole = if half { columns / 2 } else { columns };
+        let base = l.planes[plane] + p0;
+        let (mut b, mut rows) = (self.b[base..].as_ptr(), Rows::At(&l.offsets));
+        if l.direct && width < whole {
+            // The tile would read beyond the input.
+            scratch.packed.resize(self.k * whole, 0.0);
+            for (to, &at) in scratch.packed.chunks_exact_mut(whole).zip(&l.offsets) {
+                to[..width].copy_from_slice(&self.b[at as usize + p0..][..width]);
+            }
+            (b, rows) = (scratch.packed.as_ptr(), Rows::Every(whole));
+        }
+        let in_place = l.grid.0 == 1 && width == whole;
+        for &(m0, height) in panels {
+            let y = self.y + m0 * self.out_size + plane * l.grid.0 * l.grid.1;
+            let (c, c_stride) =
+                if in_place { (self.out.at(y + p0), self.out_size) } else { (scratch.edge.as_mut_ptr(), columns) };
+            let o = Operands {
+                k: self.k,
+                a: self.filters[m0 * self.k..].as_ptr(),
+                a_stride: 0,
+                b,
+                rows,
+                c,
+                c_stride,
+                start: self.bias.map_or(Start::Zero, |bias| Start::PerRow(bias[m0..].as_ptr())),
+            };
+            // SAFETY: the panel holds `k` rows of `height` values. Every offset plus the last column of the grid lies
+            // inside the padded buffer, which has a tile's width of slack; without padding only tiles inside the
+            // input come here unpacked. A tile in place lies inside the output's rows of this panel; others go to
+            // `edge`, which holds a whole tile. Tasks write disjoint tiles.
+            unsafe { self.tile.run(height, half, &o) };
+            if !in_place {
+                self.store(&scratch.edge, height, y, p0, width);
+            }
+        }
+    }
+
+    /// Copies a tile from the grid into the rows of the output.
+    fn store(&self, edge: &[f32], height: usize, y: usize, p0: usize, width: usize) {
+        let l = self.layout;
+        let (mut row, mut column) = (p0 / l.grid_pitch, p0 % l.grid_pitch);
+        let mut i = 0;
+        while i < width {
+            let n = l.grid.1.saturating_sub(column).min(width - i);
+            if n > 0 {
+                for m in 0..height {
+                    let from = &edge[m * self.tile.columns + i..][..n];
+                    // SAFETY: tasks write disjoint tiles, and this part lives only here.
+                    let to = unsafe { self.out.part(y + m * self.out_size + row * l.grid.1 + column, n) };
+                    to.copy_from_slice(from);
+                }
+            }
+            i += l.grid_pitch - column;
+            column = 0;
+            row += 1;
+        }
+    }
+}
+
+/// Buffers of one task.
+struct Scratch {
+    edge: Vec<f32>,
+    packed: Vec<f32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seven loops, for any rank.
+    fn reference(g: &Geometry, x: &[f32], w: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+        let (cg, mg) = (g.channels / g.groups, g.filters / g.groups);
+        let rank = g.input.len();
+        let mut y = Vec::new();
+        for n in 0..g.batch {
+            for m in 0..g.filters {
+                for_each_index(&g.output, |o| {
+                    let mut sum = bias.map_or(0.0, |b| b[m]);
+                    for c in 0..cg {
+                        let mut tap = 0;
+                        for_each_index(&g.kernel, |k| {
+                            let mut at = Some(n * g.channels + m / mg * cg + c);
+                            for d in 0..rank {
+                                let i = o[d] * g.stride[d] + k[d] * g.dilation[d];
+                                at = at.filter(|_| i >= g.begin[d] && i - g.begin[d] < g.input[d]);
+                                at = at.map(|a| a * g.input[d] + i - g.begin[d]);
+                            }
+                            let taps: usize = g.kernel.iter().product();
+                            sum += at.map_or(0.0, |a| x[a] * w[(m * cg + c) * taps + tap]);
+                            tap += 1;
+                        });
+                    }
+                    y.push(sum);
+                });
+            }
+        }
+        y
+    }
+
+    #[test]
+    fn convolutions_of_all_kinds_are_right_on_any_number_of_threads() {
+        // channels, filters, groups, then for each dimension: input, kernel, stride, dilation, begin, end.
+        type Dims = &'static [[usize; 6]];
+        let cases: [(usize, usize, usize, Dims); 14] = [
+            (3, 5, 1, &[[9, 3, 1, 1, 1, 1], [11, 3, 1, 1, 1, 1]]),
+            (3, 5, 1, &[[9, 3, 2, 1, 1, 0], [11, 3, 2, 1, 0, 1]]),
+            (2, 13, 1, &[[20, 1, 1, 1, 0, 0], [21, 1, 1, 1, 0, 0]]),
+            (2, 13, 1, &[[20, 1, 2, 1, 0, 0], [21, 1, 2, 1, 0, 0]]),
+            (4, 6, 2, &[[12, 3, 1, 2, 2, 2], [9, 2, 1, 3, 1, 0]]),
+            (4, 4, 4, &[[12, 3, 1, 1, 1, 1], [40, 3, 1, 1, 1, 1]]),
+            (3, 30, 1, &[[15, 7, 2, 1, 3, 3], [15, 7, 2, 1, 3, 3]]),
+            (3, 4, 1, &[[50, 5, 1, 1, 4, 4]]),
+            (3, 4, 1, &[[50, 5, 3, 2, 0, 7]]),
+            (2, 3, 1, &[[5, 3, 1, 1, 1, 1], [6, 2, 2, 1, 1, 0], [7, 3, 1, 2, 2, 2]]),
+            (2, 3, 1, &[[5, 1, 1, 1, 1, 1], [6, 1, 1, 1, 2, 2]]),
+            (1, 1, 1, &[[1, 3, 1, 1, 1, 1], [1, 3, 1, 1, 1, 1]]),
+            (3, 2, 1, &[[6, 2, 4, 1, 0, 0], [6, 2, 3, 1, 0, 0]]),
+            (2, 2, 1, &[[3, 3, 1, 1, 5, 5], [3, 3, 1, 1, 5, 5]]),
+        ];
+        for (i, (channels, filters, groups, dims)) in cases.into_iter().enumerate() {
+            let column = |j: usize| dims.iter().map(|d| d[j]).collect::<Vec<usize>>();
+            let g = Geometry {
+                batch: 2,
+                channels,
+                filters,
+                groups,
+                input: column(0),
+                output: dims.iter().map(|d| (d[0] + d[4] + d[5] - (d[1] - 1) * d[3] - 1) / d[2] + 1).collect(),
+                kernel: column(1),
+                stride: column(2),
+                dilation: column(3),
+                begin: column(4),
+            };
+            let n = 2 * channels * g.input.iter().product::<usize>();
+            let x: Vec<f32> = (0..n).map(|i| ((i * 7) % 13) as f32 - 6.0).collect();
+            let w: Vec<f32> = (0..filters * g.k()).map(|i| ((i * 5) % 11) as f32 - 5.0).collect();
+            let bias: Vec<f32> = (0..filters).map(|i| i as f32).collect();
+            let packed = Filters::new(&w, &g);
+            for bias in [None, Some(bias.as_slice())] {
+                let expected = reference(&g, &x, &w, bias);
+                for threads in [1, 3] {
+                    let mut y = vec![9.0; expected.len()];
+                    conv(threads, &g, &x, &packed, bias, &mut y);
+                    assert_eq!(y, expected, "case {i}, {threads} threads");
+                }
+            }
+        }
+    }
+}

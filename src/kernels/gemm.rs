@@ -1,7 +1,7 @@
 //! Matrix products of 32-bit floats: `C = A * B`, `B` packed once into panels of columns.
 
 use super::micro::{Operands, Rows, Start, Tile};
-use super::{Slots, for_each, multiversion};
+use super::{Slots, for_each};
 
 /// Length of the sums that are done in one go, so that a panel of `B` stays in the first cache levels.
 const K_BLOCK: usize = 512;

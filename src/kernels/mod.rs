@@ -45,7 +45,6 @@ macro_rules! multiversion {
         }
     };
 }
-pub(crate) use multiversion;
 
 pub mod conv;
 pub mod gemm;

@@ -87,3 +87,36 @@ fn every_real_model() {
     assert!(!paths.is_empty());
     check(&paths);
 }
+
+/// Files that are legal but not encoded as protobuf recommends, and graphs that the IR puts right.
+#[test]
+fn unusual_files() {
+    let script = r#"
+import onnx
+from onnx import helper, TensorProto
+def main(path):
+    vi = lambda n: helper.make_tensor_value_info(n, TensorProto.FLOAT, [2])
+    w = helper.make_tensor("w", TensorProto.FLOAT, [2], [1.0, float("nan")])
+    nodes = [helper.make_node("Relu", ["a"], ["y"]), helper.make_node("Add", ["x", "w"], ["a"])]
+    g = helper.make_graph(nodes, "g", [vi("x")], [vi("y")], [w, w, helper.make_tensor("", TensorProto.FLOAT, [0], [])])
+    g.node[0].attribute.append(helper.make_attribute("alpha", float("nan")))
+    m = helper.make_model(g, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    files = {"unsorted_twice_nameless_nan": m.SerializeToString()}
+    rest = onnx.ModelProto()
+    rest.CopyFrom(m)
+    rest.ClearField("graph")
+    graph_only = onnx.ModelProto(graph=m.graph)
+    files["graph_first"] = graph_only.SerializeToString() + rest.SerializeToString()
+    # The IR version as a number of four bytes, and again; the last one counts.
+    files["padded"] = bytes([0x08, 0x8a, 0x80, 0x80, 0x00]) + m.SerializeToString()
+    for name, data in files.items():
+        open(f"{path}/{name}.onnx", "wb").write(data)
+    return sorted(files)
+"#;
+    let dir = tempfile::tempdir().unwrap();
+    let names = common::python::call(script, serde_json::json!(dir.path())).unwrap();
+    let paths: Vec<_> =
+        names.as_array().unwrap().iter().map(|n| dir.path().join(format!("{}.onnx", n.as_str().unwrap()))).collect();
+    assert_eq!(paths.len(), 3);
+    assert_eq!(check(&paths), 0, "these are identical only by looking at the file again");
+}

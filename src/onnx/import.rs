@@ -82,6 +82,7 @@ pub(super) fn import(proto: ModelProto, mut unknown: Unknown, folder: Folder, or
     model.producer_version = producer_version.clone().unwrap_or_default();
     model.metadata = metadata_props.iter().map(|p| (p.key().to_owned(), p.value().to_owned())).collect();
 
+    let n_nodes = graph.node.len();
     let mut importer = Importer { model, folder, notes: Sink::default(), scopes: Vec::new() };
     if importer.model.ir_version > NEWEST_IR {
         importer.notes.note(
@@ -118,7 +119,7 @@ pub(super) fn import(proto: ModelProto, mut unknown: Unknown, folder: Folder, or
     };
     let notes = notes.diagnostics().to_vec();
     let files = origin.files.iter().cloned().chain(folder.into_paths()).collect();
-    model.residue = Residue::new(KeptModel { kept: Kept { message, unknown }, files, notes, ..origin });
+    model.residue = Residue::new(KeptModel { kept: Kept { message, unknown }, n_nodes, files, notes, ..origin });
     Ok(model)
 }
 

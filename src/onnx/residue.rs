@@ -59,6 +59,8 @@ pub(super) struct KeptModel {
     pub(super) source: Bytes,
     /// The files that it came from, canonical: the model file, then those of external data.
     pub(super) files: Vec<PathBuf>,
+    /// How many nodes the main graph had: a quick sign that a model has changed.
+    pub(super) n_nodes: usize,
     /// The folder of its external data.
     pub(super) base: Option<PathBuf>,
     /// What import has to say.

@@ -85,7 +85,8 @@ fn encode(message: &ModelProto, unknown: &Unknown) -> Result<Vec<u8>> {
 /// The bytes that the model was read from, if nothing has changed since.
 fn unchanged(model: &Model, message: &ModelProto, unknown: &Unknown) -> Result<Option<Bytes>> {
     let Some(kept) = model.residue.get::<KeptModel>() else { return Ok(None) };
-    if kept.source.is_empty() {
+    let n_nodes = message.graph.as_ref().map_or(0, |g| g.node.len());
+    if kept.source.is_empty() || n_nodes != kept.n_nodes {
         return Ok(None);
     }
     let again = match read_bytes(kept.source.clone(), kept.base.as_deref()) {

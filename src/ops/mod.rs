@@ -117,17 +117,24 @@ ops! {
     bitwise
     compare
     concat
+    constant
+    constant_of_shape
     conv
+    depth_to_space
+    expand
     flatten
     gather
     gemm
     identity
     logic
     mat_mul
+    range
     reshape
+    shape
     slice
     split
     squeeze
+    tile
     transpose
     unary
     unsqueeze

@@ -115,6 +115,7 @@ ops! {
     activation
     binary
     bitwise
+    center_crop_pad
     compare
     concat
     constant
@@ -124,17 +125,25 @@ ops! {
     expand
     flatten
     gather
+    gather_elements
+    gather_nd
     gemm
     identity
     logic
     mat_mul
+    non_zero
+    one_hot
+    pad
     range
     reshape
+    scatter_elements
+    scatter_nd
     shape
     slice
     split
     squeeze
     tile
+    top_k
     transpose
     unary
     unsqueeze

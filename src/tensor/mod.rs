@@ -13,6 +13,7 @@ pub mod broadcast;
 pub mod cast;
 mod dtype;
 pub mod minifloat;
+pub mod order;
 pub mod strided;
 
 use std::sync::Arc;

@@ -44,7 +44,7 @@ pub fn constant(model: &Model, graph: GraphId, value: ValueId) -> Option<&Tensor
 /// What a node could be.
 #[derive(Clone)]
 enum Class<'a> {
-    Weighted { data: usize, row: &'a Row },
+    Weighted { row: &'a Row },
     Combine { row: &'a Row },
     Share,
     Bound,
@@ -116,7 +116,7 @@ impl<'a> GraphPlanner<'a> {
                 if let Some(why) = self.weighted_obstacle(n, data, weight, bias, axis)? {
                     return float("no-integer-form", why);
                 }
-                Ok(Class::Weighted { data, row })
+                Ok(Class::Weighted { row })
             }
             QuantRule::Combine { data, .. } => {
                 for (slot, v) in self.g.node_inputs(n).into_iter().enumerate() {

@@ -1,7 +1,6 @@
 //! What the user chose.
 
 use super::annotate::Excluded;
-use super::facts::Facts;
 use super::target::Target;
 use crate::error::{Result, WithHelp, bail};
 use crate::ir::Model;
@@ -105,12 +104,4 @@ pub fn refuse_quantized(model: &Model) -> Result<()> {
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let e: Result<()> = (|| bail!("the model is quantized already: {}{more}", found[..shown].join(", ")))();
     e.help(|| "start from the float model that it was made of".into())
-}
-
-/// What is known before planning.
-pub struct Known<'a> {
-    /// The prepared float model.
-    pub model: &'a Model,
-    /// Its values' types and shapes.
-    pub facts: &'a Facts,
 }

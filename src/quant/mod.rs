@@ -1,5 +1,6 @@
 //! Policy and algorithms: prepare, observe, plan, choose parameters, edit, check, measure.
 
+pub mod algo;
 pub mod annotate;
 pub mod check;
 pub mod config;
@@ -16,8 +17,8 @@ pub mod target;
 
 use crate::calibrate::dataset::Dataset;
 use crate::diag::Sink;
-use crate::error::{Context, Result, bail, ensure};
-use crate::interp::{CompileOptions, Program, RunOptions};
+use crate::error::{Result, bail, ensure};
+use crate::interp::{CompileOptions, Program};
 use crate::ir::Model;
 use crate::passes;
 
@@ -25,9 +26,8 @@ pub use config::{Config, Method, refuse_quantized};
 pub use plan::QuantPlan;
 pub use progress::{Progress, Quiet};
 pub use report::Report;
+pub use search::plan_only;
 
-use annotate::Excluded;
-use facts::Facts;
 use measure::Reference;
 
 /// Samples for one run.
@@ -77,16 +77,10 @@ pub fn quantize(
     observer("prepare", &model);
     let excluded = config.excluded(&model);
 
-    let first = data.calibration.sample(0)?;
-    let options = RunOptions { threads: config.threads, ..RunOptions::default() };
-    let facts = Facts::of(&model, &first.inputs, options, true)
-        .with_context(|| format!("running the float model on {}", first.origin))?;
     report_unknown(&model, sink);
-    let observed = solve::observe(&model, config, &facts, &excluded, data.calibration, progress, sink)?;
-    let mut solver = solve::Solver { model: &model, config, facts: &facts, observed: &observed };
-
     let program = Program::compile(&model, &CompileOptions { skip_unknown: true, ..CompileOptions::default() })?;
-    let (plan, emitted) = search::choose(&mut solver, &program, excluded, data, progress, &mut report)?;
+    let search::Choice { prepared, plan, emitted } =
+        search::choose(model, config, &excluded, data, progress, sink, &mut report)?;
 
     progress.begin("measuring the result", 2);
     let reference = Reference::new(&program, data.holdout, MAX_HOLDOUT, config.threads)?;
@@ -100,9 +94,9 @@ pub fn quantize(
     report.n_calibration = data.calibration.len();
     report.n_holdout = reference.len();
     report.holdout_is_calibration = data.is_shared;
-    report.describe(&model, &plan, &emitted);
+    report.describe(&prepared, &plan, &emitted);
     observer("quantize", &emitted);
-    Ok(Quantized { model: emitted, prepared: model, plan, report })
+    Ok(Quantized { model: emitted, prepared, plan, report })
 }
 
 fn report_unknown(model: &Model, sink: &mut Sink) {
@@ -123,15 +117,4 @@ fn report_unknown(model: &Model, sink: &mut Sink) {
             }
         }
     }
-}
-
-/// The plan alone, without calibration: what would be quantized and why not. Needs one sample for shapes.
-///
-/// # Errors
-/// The model does not run on the sample.
-pub fn plan_only(model: &Model, config: &Config, sample: &[(String, crate::tensor::Tensor)]) -> Result<QuantPlan> {
-    let options = RunOptions { threads: config.threads, ..RunOptions::default() };
-    let facts = Facts::of(model, sample, options, true)?;
-    let excluded: Excluded = config.excluded(model);
-    annotate::annotate(model, &config.target, &facts, &excluded)
 }

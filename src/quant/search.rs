@@ -1,95 +1,208 @@
-//! Which operators stay float so that the model is not noise: the fewest that bring the output error over the floor.
-//!
-//! The error of each operator alone, measured at the outputs, ranks them; errors of different operators add up nearly
-//! as independent noise does, so leaving out the loudest first needs few tries. Every try is verified by running the
-//! model that it gives.
+//! Choices by measured error: which algorithms are applied, and which operators stay float so that the model is not
+//! noise. Every choice is verified by running the model that it gives, on samples that are not the held-out ones.
 
 use rayon::prelude::*;
 
 use super::Data;
-use super::annotate::Excluded;
+use super::algo::{bias_correct, channels, equalize};
+use super::annotate::{Excluded, annotate};
+use super::config::Config;
+use super::facts::Facts;
 use super::measure::{Reference, worst_sqnr};
 use super::plan::{Decision, NodePlace, QuantPlan};
 use super::progress::Progress;
 use super::report::Report;
-use super::solve::{Solver, compile};
-use crate::error::Result;
-use crate::interp::Program;
+use super::solve::{self, Observed, Solver, compile};
+use crate::diag::Sink;
+use crate::error::{Context, Result};
+use crate::interp::RunOptions;
 use crate::ir::Model;
 
 /// Samples that choices are verified on.
 const TUNE_SAMPLES: usize = 16;
 /// Samples that single operators are ranked on.
 const RANK_SAMPLES: usize = 4;
+/// Samples that channel statistics are gathered from.
+const CHANNEL_SAMPLES: usize = 32;
 /// What choices must reach above the floor, in dB, since they are measured on other samples than the result.
 const MARGIN_DB: f64 = 1.0;
+/// A model as good as this needs no algorithm.
+const GOOD_DB: f64 = 45.0;
 
-/// The plan to carry out, and the model that it gives.
+/// A float model with what is known of it.
+struct Variant {
+    model: Model,
+    facts: Facts,
+    observed: Observed,
+}
+
+impl Variant {
+    fn new(
+        model: Model,
+        config: &Config,
+        excluded: &Excluded,
+        data: &Data<'_>,
+        progress: &dyn Progress,
+        sink: &mut Sink,
+    ) -> Result<Self> {
+        let first = data.calibration.sample(0)?;
+        let options = RunOptions { threads: config.threads, ..RunOptions::default() };
+        let facts = Facts::of(&model, &first.inputs, options, true)
+            .with_context(|| format!("running the float model on {}", first.origin))?;
+        let observed = solve::observe(&model, config, &facts, excluded, data.calibration, progress, sink)?;
+        Ok(Variant { model, facts, observed })
+    }
+
+    fn solver<'a>(&'a self, config: &'a Config) -> Solver<'a> {
+        Solver { model: &self.model, config, facts: &self.facts, observed: &self.observed }
+    }
+}
+
+/// What was chosen.
+pub struct Choice {
+    /// The float model, with whatever algorithms did to it.
+    pub prepared: Model,
+    /// The plan.
+    pub plan: QuantPlan,
+    /// The model that the plan gives.
+    pub emitted: Model,
+}
+
+/// Whether biases are corrected.
+#[derive(Clone, Copy, PartialEq)]
+struct Corrected(bool);
+
+/// Makes every choice for a prepared float model.
 ///
 /// # Errors
-/// A plan cannot be carried out, or a model does not run.
+/// The float model does not run on a sample, or a plan cannot be carried out.
 pub fn choose(
-    solver: &mut Solver<'_>,
-    float: &Program,
-    excluded: Excluded,
+    model: Model,
+    config: &Config,
+    excluded: &Excluded,
     data: &Data<'_>,
     progress: &dyn Progress,
+    sink: &mut Sink,
     report: &mut Report,
-) -> Result<(QuantPlan, Model)> {
-    let threads = solver.config.threads;
-    let plan = solver.plan(&excluded)?;
-    let emitted = solver.emit(&plan)?;
-    let reference = Reference::new(float, data.calibration, TUNE_SAMPLES, threads)?;
-    let floor = solver.config.min_sqnr_db + MARGIN_DB;
-    let score =
-        |model: &Model| -> Result<f64> { Ok(worst_sqnr(&reference.compare(&compile(model)?, TUNE_SAMPLES, threads)?)) };
-    let all = score(&emitted)?;
-    if all >= floor || plan.n_integer() == 0 {
-        return Ok((plan, emitted));
-    }
-    let ranked = rank(solver, &reference, &plan, &excluded, progress)?;
-    // The shortest prefix of the ranking that brings the model over the floor, by bisection.
-    let try_first = |k: usize| -> Result<(QuantPlan, Model, f64)> {
-        let mut out = excluded.clone();
-        for (place, db) in &ranked[..k] {
-            out.insert(*place, ("accuracy", format!("costs too much accuracy: {db:.1} dB alone")));
-        }
-        let plan = solver.plan(&out)?;
-        let model = solver.emit(&plan)?;
-        let db = score(&model)?;
-        Ok((plan, model, db))
+) -> Result<Choice> {
+    let reference = Reference::new(&compile(&model)?, data.calibration, TUNE_SAMPLES, config.threads)?;
+    let score = |model: &Model, samples: usize| -> Result<f64> {
+        Ok(worst_sqnr(&reference.compare(&compile(model)?, samples, config.threads)?))
     };
-    let (mut low, mut high) = (0, ranked.len());
-    let mut best = try_first(high)?;
-    progress.begin("searching", (usize::BITS - ranked.len().leading_zeros()).into());
+    let mut variant = Variant::new(model, config, excluded, data, progress, sink)?;
+    let mut plan = variant.solver(config).plan(excluded)?;
+    let mut emitted = variant.solver(config).emit(&plan)?;
+    let mut db = score(&emitted, TUNE_SAMPLES)?;
+    if plan.n_integer() == 0 {
+        return Ok(Choice { prepared: variant.model, plan, emitted });
+    }
+
+    // Equalization edits the float model, so everything after it is done again.
+    if db < GOOD_DB {
+        let places = equalize::candidates(&variant.model, &plan);
+        let stats = channels::gather(&variant.model, &places, data.calibration, CHANNEL_SAMPLES)?;
+        let mut model = variant.model.clone();
+        let done = equalize::equalize(&mut model, &plan, &stats)?;
+        if !done.is_empty() {
+            let other = Variant::new(model, config, excluded, data, progress, sink)?;
+            let other_plan = other.solver(config).plan(excluded)?;
+            let other_emitted = other.solver(config).emit(&other_plan)?;
+            let other_db = score(&other_emitted, TUNE_SAMPLES)?;
+            let n = done.len();
+            if other_db > db {
+                report.notes.push(format!("equalization of {n} tensors: {db:.1} -> {other_db:.1} dB"));
+                (variant, plan, emitted, db) = (other, other_plan, other_emitted, other_db);
+            } else {
+                report.notes.push(format!("equalization of {n} tensors left out: {db:.1} -> {other_db:.1} dB"));
+            }
+        }
+    }
+
+    // Bias correction belongs to a plan: it is done again for every plan that is tried.
+    let needs = bias_correct::needs(&variant.model, &plan);
+    let means = channels::gather(&variant.model, &needs, data.calibration, CHANNEL_SAMPLES)?;
+    let make = |excluded: &Excluded, corrected: Corrected| -> Result<(QuantPlan, Model)> {
+        let solver = variant.solver(config);
+        let mut plan = solver.plan(excluded)?;
+        if corrected.0 {
+            bias_correct::correct(&variant.model, &mut plan, &means)?;
+        }
+        let emitted = solver.emit(&plan)?;
+        Ok((plan, emitted))
+    };
+    let mut corrected = Corrected(false);
+    if db < GOOD_DB {
+        let (other_plan, other_emitted) = make(excluded, Corrected(true))?;
+        let other_db = score(&other_emitted, TUNE_SAMPLES)?;
+        if other_db > db {
+            report.notes.push(format!("bias correction: {db:.1} -> {other_db:.1} dB"));
+            (plan, emitted, db, corrected) = (other_plan, other_emitted, other_db, Corrected(true));
+        }
+    }
+
+    let floor = config.min_sqnr_db + MARGIN_DB;
+    if db < floor {
+        let ranked = rank(&plan, excluded, progress, &|others| {
+            let (_, model) = make(others, corrected)?;
+            Ok(worst_sqnr(&reference.compare(&compile(&model)?, RANK_SAMPLES, 1)?))
+        })?;
+        let steps = (usize::BITS - ranked.len().leading_zeros()).into();
+        progress.begin("searching", steps);
+        let mut attempt = |k: usize| -> Result<(QuantPlan, Model, f64)> {
+            let mut out = excluded.clone();
+            for (place, alone) in &ranked[..k] {
+                out.insert(*place, ("accuracy", format!("costs too much accuracy: {alone:.1} dB alone")));
+            }
+            let (plan, model) = make(&out, corrected)?;
+            let db = score(&model, TUNE_SAMPLES)?;
+            progress.advance(1);
+            Ok((plan, model, db))
+        };
+        let (k, found) = shortest_prefix(ranked.len(), floor, &mut attempt)?;
+        progress.end();
+        report.notes.push(format!(
+            "{k} of {} operators stay float: {db:.1} -> {:.1} dB (floor {:.1} dB)",
+            ranked.len(),
+            found.2,
+            config.min_sqnr_db
+        ));
+        (plan, emitted) = (found.0, found.1);
+    }
+    Ok(Choice { prepared: variant.model, plan, emitted })
+}
+
+type Attempt = (QuantPlan, Model, f64);
+
+/// The shortest prefix of the ranking that brings the model over the floor, by bisection, and what it gives.
+fn shortest_prefix(
+    n: usize,
+    floor: f64,
+    attempt: &mut dyn FnMut(usize) -> Result<Attempt>,
+) -> Result<(usize, Attempt)> {
+    let (mut low, mut high) = (0, n);
+    let mut best = None;
     while high - low > 1 {
         let mid = usize::midpoint(low, high);
-        let tried = try_first(mid)?;
-        progress.advance(1);
+        let tried = attempt(mid)?;
         if tried.2 >= floor {
             high = mid;
-            best = tried;
+            best = Some(tried);
         } else {
             low = mid;
         }
     }
-    progress.end();
-    let (plan, model, db) = best;
-    report.notes.push(format!(
-        "{high} of {} operators stay float to lift the output SQNR from {all:.1} to {db:.1} dB (floor {:.1} dB)",
-        ranked.len(),
-        solver.config.min_sqnr_db
-    ));
-    Ok((plan, model))
+    match best {
+        Some(found) => Ok((high, found)),
+        None => Ok((high, attempt(high)?)),
+    }
 }
 
 /// Weighted operators by the output SQNR that the model has when they alone run in integers, worst first.
 fn rank(
-    solver: &Solver<'_>,
-    reference: &Reference,
     plan: &QuantPlan,
     excluded: &Excluded,
     progress: &dyn Progress,
+    score: &(dyn Fn(&Excluded) -> Result<f64> + Sync),
 ) -> Result<Vec<(NodePlace, f64)>> {
     let weighted: Vec<NodePlace> =
         plan.nodes.iter().filter(|n| n.decision == Decision::Integer && n.weight.is_some()).map(|n| n.place).collect();
@@ -101,9 +214,7 @@ fn rank(
             for &p in weighted.iter().filter(|&&p| p != alone) {
                 others.insert(p, ("accuracy", String::new()));
             }
-            let plan = solver.plan(&others)?;
-            let model = solver.emit(&plan)?;
-            let db = worst_sqnr(&reference.compare(&compile(&model)?, RANK_SAMPLES, 1)?);
+            let db = score(&others)?;
             progress.advance(1);
             Ok((alone, db))
         })
@@ -111,4 +222,14 @@ fn rank(
     progress.end();
     ranked.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
     Ok(ranked)
+}
+
+/// The plan alone, without calibration: what would be quantized and why not. Needs one sample for shapes.
+///
+/// # Errors
+/// The model does not run on the sample.
+pub fn plan_only(model: &Model, config: &Config, sample: &[(String, crate::tensor::Tensor)]) -> Result<QuantPlan> {
+    let options = RunOptions { threads: config.threads, ..RunOptions::default() };
+    let facts = Facts::of(model, sample, options, true)?;
+    annotate(model, &config.target, &facts, &config.excluded(model))
 }

@@ -1,0 +1,73 @@
+//! Which input and output channel each element of a weight belongs to.
+
+use crate::ir::Attrs;
+use crate::ops::WeightAxis;
+
+/// How a weight's elements belong to input and output channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// `[M, C/group, k…]`
+    Conv {
+        /// The number of groups.
+        group: usize,
+    },
+    /// `[K, N]`
+    Kn,
+    /// `[N, K]`
+    Nk,
+}
+
+impl Layout {
+    /// The layout of a weight of this rank; `None` for those that no algorithm handles (`ConvTranspose`, batched).
+    #[must_use]
+    pub fn of(attrs: &Attrs, axis: WeightAxis, rank: usize) -> Option<Self> {
+        match axis {
+            WeightAxis::Fixed(0) if rank >= 3 => {
+                Some(Layout::Conv { group: usize::try_from(attrs.int("group").unwrap_or(1)).ok()? })
+            }
+            WeightAxis::Last if rank == 2 => Some(Layout::Kn),
+            WeightAxis::TransB => Some(if attrs.int("transB").unwrap_or(0) == 0 { Layout::Kn } else { Layout::Nk }),
+            _ => None,
+        }
+    }
+
+    /// Calls `f(input channel, output channel, element)` for every element.
+    pub fn for_each(self, shape: &[usize], w: &mut [f32], mut f: impl FnMut(usize, usize, &mut f32)) {
+        match self {
+            Layout::Conv { group } => {
+                let (m, per_group) = (shape[0], shape[1]);
+                let inner: usize = shape[2..].iter().product();
+                let outputs_per_group = (m / group.max(1)).max(1);
+                for (row, chunk) in w.chunks_mut(inner.max(1)).enumerate() {
+                    let (o, i) = (row / per_group.max(1), row % per_group.max(1));
+                    let input = o / outputs_per_group * per_group + i;
+                    chunk.iter_mut().for_each(|x| f(input, o, x));
+                }
+            }
+            Layout::Kn => {
+                let n = shape[1];
+                w.iter_mut().enumerate().for_each(|(i, x)| f(i / n, i % n, x));
+            }
+            Layout::Nk => {
+                let k = shape[1];
+                w.iter_mut().enumerate().for_each(|(i, x)| f(i % k, i / k, x));
+            }
+        }
+    }
+
+    /// The number of output channels.
+    #[must_use]
+    pub fn n_outputs(self, shape: &[usize]) -> usize {
+        if self == Layout::Kn { shape[1] } else { shape[0] }
+    }
+
+    /// The number of input channels.
+    #[must_use]
+    pub fn n_inputs(self, shape: &[usize]) -> usize {
+        match self {
+            Layout::Conv { group } => shape[1] * group,
+            Layout::Kn => shape[0],
+            Layout::Nk => shape[1],
+        }
+    }
+}

@@ -5,6 +5,7 @@
 //! edges. There is no second copy of any connection. Nodes and values have ids; names exist for import, export and messages only.
 
 pub mod attr;
+pub mod builder;
 pub mod graph;
 pub mod model;
 pub mod names;

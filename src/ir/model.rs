@@ -155,6 +155,16 @@ impl Model {
         g
     }
 
+    /// Whether a graph is a function's body or lies inside one.
+    #[must_use]
+    pub fn is_in_function(&self, graph: GraphId) -> bool {
+        let mut g = graph;
+        while let Some(o) = self.graph(g).owner() {
+            g = o.graph;
+        }
+        self.functions.iter().any(|f| f.body == g)
+    }
+
     /// The function that a node calls, if it calls one.
     #[must_use]
     pub fn function(&self, domain: &Domain, name: &str, overload: &str) -> Option<&Function> {

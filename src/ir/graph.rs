@@ -398,6 +398,15 @@ impl Graph {
         n.n_outputs = n.n_outputs.max(slot + 1);
     }
 
+    /// Drops output slots from `n` on; values in them become free.
+    pub fn truncate_outputs(&mut self, node: NodeId, n: usize) {
+        for slot in n..self.node(node).n_outputs {
+            self.set_output(node, slot, None);
+        }
+        let node = self.node_mut(node);
+        node.n_outputs = node.n_outputs.min(n);
+    }
+
     /// Lets every node that reads `old` read `new`. Graph outputs and captures keep `old`: a graph output's name is the
     /// user's (see [`Graph::take_over`]), and captures are resolved by the model.
     pub fn replace_uses(&mut self, old: ValueId, new: ValueId) {

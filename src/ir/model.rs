@@ -158,11 +158,8 @@ impl Model {
     /// Whether a graph is a function's body or lies inside one.
     #[must_use]
     pub fn is_in_function(&self, graph: GraphId) -> bool {
-        let mut g = graph;
-        while let Some(o) = self.graph(g).owner() {
-            g = o.graph;
-        }
-        self.functions.iter().any(|f| f.body == g)
+        let root = self.root_of(graph);
+        self.functions.iter().any(|f| f.body == root)
     }
 
     /// The function that a node calls, if it calls one.

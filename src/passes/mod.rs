@@ -82,6 +82,7 @@ macro_rules! passes {
 
 passes! {
     eliminate_dead
+    upgrade_opset
 }
 
 /// The pass of a name.

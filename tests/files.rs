@@ -357,3 +357,40 @@ fn what_reading_notes() {
         ["warning[undefined-value]: tensor \"nowhere\": node \"\" (Nothing) uses it, but nothing defines it"]
     );
 }
+
+/// Files above 2 GiB, protobuf's own limit, which some exporters write nevertheless.
+#[test]
+fn more_than_two_gibibytes() {
+    fn varint(mut n: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while n > 0x7f {
+            bytes.push(n.to_le_bytes()[0] | 0x80);
+            n >>= 7;
+        }
+        bytes.push(n.to_le_bytes()[0]);
+        bytes
+    }
+    fn bytes(key: u8, head: &[u8], holes: u64) -> Vec<u8> {
+        [&[key], varint(head.len() as u64 + holes).as_slice(), head].concat()
+    }
+    // The elements come last in the file and are a hole in it: raw_data of an initializer of the graph.
+    let elements = (1u64 << 31) + 4;
+    let raw_data = bytes(0x4a, &[], elements);
+    let dims_type_name = [&[0x08], varint(elements).as_slice(), &[0x10, 0x02, 0x42, 0x01, b'w']].concat();
+    let initializer = bytes(0x2a, &[dims_type_name, raw_data].concat(), elements);
+    let graph = bytes(0x3a, &initializer, elements);
+    let head = [vec![0x08, 0x08], graph].concat();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("large.onnx");
+    fs::write(&path, &head).unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_len(head.len() as u64 + elements).unwrap();
+
+    let model = read(&path).unwrap();
+    let w = model.main().find_value("w").unwrap();
+    assert_eq!(model.main().constant(w).unwrap().len() as u64, elements);
+    let never = WriteOptions { external: External::Never, ..WriteOptions::default() };
+    let mut changed = model.clone();
+    changed.producer_name = "somebody".into();
+    let error = message(write(&changed, &dir.path().join("out.onnx"), &never));
+    assert!(error.contains("too many for one file"), "{error}");
+}

@@ -4,11 +4,12 @@
 //! descriptor set it used; the generated code is a function of that set alone. The first test
 //! holds the set against that of a protoc: `PROTOC`, else `protoc` on the `PATH`, else the one in
 //! the Python package grpcio-tools, installed below `target/`. The second holds it against the
-//! descriptors of the Python package onnx, from the environment that `ONNX_QUANT_VENV` names or
-//! `target/venv`.
+//! descriptors of the Python package onnx.
+
+mod common;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use prost::Message;
@@ -16,6 +17,18 @@ use prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorProto, Fil
 
 const USED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/onnx.fds"));
 const COMPILER: &str = env!("ONNX_SCHEMA_COMPILER");
+
+/// A Python package with a protoc for every system.
+const GRPCIO_TOOLS: &str = "grpcio-tools==1.82.1";
+/// The descriptor set of the Python package onnx, as a list of bytes.
+const PACKAGE: &str = "
+from onnx import onnx_ml_pb2, onnx_operators_ml_pb2, onnx_data_pb2
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+def main(_):
+    s = FileDescriptorSet()
+    for m in (onnx_ml_pb2, onnx_operators_ml_pb2, onnx_data_pb2):
+        m.DESCRIPTOR.CopyToProto(s.file.add())
+    return list(s.SerializeToString())";
 
 fn used() -> FileDescriptorSet {
     FileDescriptorSet::decode(USED).expect("the build wrote a descriptor set")
@@ -25,26 +38,32 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn runs(command: &[String]) -> bool {
-    Command::new(&command[0]).args(&command[1..]).arg("--version").output().is_ok_and(|o| o.status.success())
+fn runs(command: &[&str]) -> bool {
+    Command::new(command[0]).args(&command[1..]).output().is_ok_and(|o| o.status.success())
+}
+
+fn is_protoc(command: &[String]) -> bool {
+    let command: Vec<_> = command.iter().map(String::as_str).chain(["--version"]).collect();
+    runs(&command)
 }
 
 /// The command that starts a protoc, if one can be had.
 fn protoc() -> Option<Vec<String>> {
     let at_hand = std::env::var("PROTOC").unwrap_or_else(|_| "protoc".to_owned());
-    if runs(std::slice::from_ref(&at_hand)) {
+    if is_protoc(std::slice::from_ref(&at_hand)) {
         return Some(vec![at_hand]);
     }
-    let venv = root().join("target/venv-protoc");
-    let python = venv.join("bin/python").display().to_string();
-    let module = vec![python.clone(), "-m".into(), "grpc_tools.protoc".into()];
-    if !runs(&module) {
-        let step =
-            |program: &str, args: &[&str]| Command::new(program).args(args).output().is_ok_and(|o| o.status.success());
-        let _ = step("python3", &["-m", "venv", &venv.display().to_string()])
-            && step(&python, &["-m", "pip", "install", "-q", "grpcio-tools"]);
-    }
-    runs(&module).then_some(module)
+    let venv = common::target_dir().join("protoc-venv");
+    common::python::once(&venv, GRPCIO_TOOLS, |venv| {
+        let (venv, python) = (venv.display().to_string(), python_in(venv));
+        let _ = runs(&["python3", "-m", "venv", &venv]) && runs(&[&python, "-m", "pip", "install", "-q", GRPCIO_TOOLS]);
+    });
+    let module = [&python_in(&venv), "-m", "grpc_tools.protoc"].map(str::to_owned).to_vec();
+    is_protoc(&module).then_some(module)
+}
+
+fn python_in(venv: &Path) -> String {
+    venv.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" }).display().to_string()
 }
 
 /// Comments by the path of what they belong to: all that prost-build reads of the source info.
@@ -150,20 +169,10 @@ fn the_schema_is_that_of_the_onnx_package() {
     for newest in ["TensorProto.DataType FLOAT6E3M2 = 28", "Version IR_VERSION"] {
         assert!(ours.iter().any(|f| f.contains(newest)), "{newest}");
     }
-    let venv = std::env::var_os("ONNX_QUANT_VENV").map_or_else(|| root().join("target/venv"), PathBuf::from);
-    let script = "import sys; from onnx import onnx_ml_pb2, onnx_operators_ml_pb2, onnx_data_pb2
-from google.protobuf.descriptor_pb2 import FileDescriptorSet
-s = FileDescriptorSet()
-for m in (onnx_ml_pb2, onnx_operators_ml_pb2, onnx_data_pb2): m.DESCRIPTOR.CopyToProto(s.file.add())
-sys.stdout.buffer.write(s.SerializeToString())";
-    let python = venv.join("bin/python");
-    let Ok(output) = Command::new(&python).args(["-c", script]).output() else {
-        println!("no {}: compared with nothing", python.display());
-        return;
-    };
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let theirs = common::python::call(PACKAGE, serde_json::json!(null)).unwrap();
+    let bytes: Vec<u8> = serde_json::from_value(theirs).unwrap();
     let mut theirs = Vec::new();
-    for file in &FileDescriptorSet::decode(output.stdout.as_slice()).unwrap().file {
+    for file in &FileDescriptorSet::decode(bytes.as_slice()).unwrap().file {
         facts(file, &mut theirs);
     }
     theirs.sort();

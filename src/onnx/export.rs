@@ -191,9 +191,7 @@ impl Exporter<'_> {
     fn value_infos(&self, g: &Graph, old: &KeptGraph, message: &mut GraphProto, unknown: &mut Unknown) {
         for (value, kept) in &old.infos {
             let (info, branch) = match value {
-                Some(v) if g.has_value(*v) && (g.n_uses(*v) > 0 || g.producer(*v).is_some()) => {
-                    self.info(g, *v, Some(kept))
-                }
+                Some(v) if g.has_value(*v) && is_defined(g, *v) => self.info(g, *v, Some(kept)),
                 Some(_) => continue,
                 None if g.find_value(kept.message.name()).is_some() => continue,
                 None => (kept.message.clone(), kept.unknown.clone()),
@@ -381,6 +379,15 @@ impl Exporter<'_> {
         message.domain = keep(message.domain.as_ref(), function.domain.spelling().to_owned());
         message.overload = keep(message.overload.as_ref(), function.overload.clone());
         Ok((message, unknown))
+    }
+}
+
+/// Whether something makes, stores or feeds the value, so that its declared type means something.
+fn is_defined(g: &Graph, v: ValueId) -> bool {
+    match g.value(v).def {
+        Def::Node => g.producer(v).is_some(),
+        Def::Free => g.n_uses(v) > 0,
+        Def::Input | Def::Initializer(_) | Def::Overridable(_) | Def::Capture(..) => true,
     }
 }
 

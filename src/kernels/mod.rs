@@ -51,6 +51,7 @@ pub mod gemm;
 pub mod math;
 pub mod micro;
 pub mod plain;
+pub mod pool;
 pub mod simd;
 mod split;
 

@@ -114,6 +114,8 @@ macro_rules! ops {
 
 ops! {
     activation
+    average_pool
+    batch_normalization
     binary
     bitwise
     center_crop_pad
@@ -129,9 +131,11 @@ ops! {
     gather_elements
     gather_nd
     gemm
+    global_pool
     identity
     logic
     mat_mul
+    max_pool
     non_zero
     one_hot
     pad

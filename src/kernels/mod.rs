@@ -52,6 +52,7 @@ pub mod math;
 pub mod micro;
 pub mod plain;
 pub mod pool;
+pub mod rows;
 pub mod simd;
 mod split;
 

@@ -9,9 +9,9 @@
 use super::elementwise::{
     KEEP, infer_broadcast, infer_same_dtype, is_half, same_dtype, via_f32, wrong_type, zip, zip_in_place,
 };
-use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, OutputRange, QuantRule, Slots, dim_math};
+use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, OutputRange, QuantRule, Slots};
 use crate::error::{Result, bail, ensure};
-use crate::ir::Dim;
+use crate::ir::{Dim, sym};
 use crate::tensor::broadcast::broadcast;
 use crate::tensor::cast::{Number, cast, from_f64s};
 use crate::tensor::{DType, Element, Tensor};
@@ -32,13 +32,13 @@ const BINARY: OpDef = OpDef {
 const OBSERVED: QuantRule = QuantRule::Combine { data: Slots::All, output: OutputRange::Observed };
 
 pub(super) const OPS: &[OpDef] = &[
-    OpDef { name: "Add", infer: |c| infer_arithmetic(c, dim_math::add), eval: add, quant: OBSERVED, ..BINARY },
-    OpDef { name: "Div", infer: |c| infer_arithmetic(c, dim_math::div), eval: div, quant: OBSERVED, ..BINARY },
+    OpDef { name: "Add", infer: |c| infer_arithmetic(c, sym::add), eval: add, quant: OBSERVED, ..BINARY },
+    OpDef { name: "Div", infer: |c| infer_arithmetic(c, sym::floor_div), eval: div, quant: OBSERVED, ..BINARY },
     OpDef { name: "Mod", since: 10, eval: modulo, ..BINARY },
-    OpDef { name: "Mul", infer: |c| infer_arithmetic(c, dim_math::mul), eval: mul, quant: OBSERVED, ..BINARY },
+    OpDef { name: "Mul", infer: |c| infer_arithmetic(c, sym::mul), eval: mul, quant: OBSERVED, ..BINARY },
     OpDef { name: "PRelu", infer: infer_prelu, eval: prelu, ..BINARY },
     OpDef { name: "Pow", infer: infer_pow, eval: pow, ..BINARY },
-    OpDef { name: "Sub", infer: |c| infer_arithmetic(c, dim_math::sub), eval: sub, quant: OBSERVED, ..BINARY },
+    OpDef { name: "Sub", infer: |c| infer_arithmetic(c, sym::sub), eval: sub, quant: OBSERVED, ..BINARY },
 ];
 
 /// Types and shapes, and the elements when both are shapes.

@@ -8,7 +8,6 @@
 //! `ops!` list below. Versions whose semantics differ are several `OpDef`s of the same name with different `since`.
 
 mod call;
-pub(crate) mod dim_math;
 mod elementwise;
 mod floats;
 mod infer_ctx;
@@ -114,11 +113,14 @@ macro_rules! ops {
 
 ops! {
     activation
+    arg
     average_pool
     batch_normalization
     binary
     bitwise
+    cast_
     center_crop_pad
+    clip
     compare
     concat
     constant
@@ -133,6 +135,8 @@ ops! {
     gemm
     global_pool
     identity
+    instance_normalization
+    layer_normalization
     logic
     mat_mul
     max_pool
@@ -140,11 +144,13 @@ ops! {
     one_hot
     pad
     range
+    reduce
     reshape
     scatter_elements
     scatter_nd
     shape
     slice
+    softmax
     split
     squeeze
     tile
@@ -153,6 +159,7 @@ ops! {
     unary
     unsqueeze
     variadic
+    where_
 }
 
 static TABLE: LazyLock<BTreeMap<(&'static str, &'static str), Vec<&'static OpDef>>> = LazyLock::new(|| {

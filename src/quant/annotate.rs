@@ -12,7 +12,7 @@ use super::plan::{Decision, NodePlace, NodePlan, Place, QuantPlan, RangeFrom, Re
 use super::target::{OutputNeed, Row, Target};
 use crate::error::Result;
 use crate::ir::{Attr, Def, Dim, Graph, GraphId, Model, NodeId, TensorRef, ValueId};
-use crate::ops::{OutputRange, QuantRule, lookup, quant_rule};
+use crate::ops::{OutputRange, QuantRule, WeightAxis, lookup, quant_rule};
 use crate::tensor::DType;
 
 /// A node that must stay float, with the reason for the user.
@@ -473,8 +473,8 @@ impl<'a> GraphPlanner<'a> {
             None => return 0,
         };
         let x_shape = || self.g.input(n, 0).and_then(|x| self.facts.shape((self.id, x))).map(<[usize]>::to_vec);
-        if self.g.node(n).op_type == "ConvTranspose" {
-            // Each input element meets every weight of its channel.
+        if *axis == WeightAxis::Fixed(1) {
+            // Input channels come first (ConvTranspose): each input element meets every weight of its channel.
             let input: u64 = x_shape().unwrap_or_default().iter().map(|&n| n as u64).product();
             return input * w_shape.iter().skip(1).map(|&n| n as u64).product::<u64>();
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::measure::OutputError;
 use super::plan::{Decision, QuantPlan};
 use crate::ir::Model;
+use crate::ops::QuantRule;
 
 /// Before or after.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -87,7 +88,9 @@ impl Report {
         self.n_integer = plan.n_integer();
         for n in &plan.nodes {
             let node = prepared.graph(n.place.0).node(n.place.1);
-            if n.macs > 0 || matches!(node.op_type.as_str(), "Conv" | "ConvTranspose" | "Gemm" | "MatMul") {
+            let opset = prepared.opsets_in(n.place.0).iter().find(|(d, _)| *d == node.domain).map_or(1, |(_, v)| *v);
+            let def = crate::ops::lookup(&node.domain, &node.op_type, opset);
+            if n.macs > 0 || def.is_some_and(|d| matches!(d.quant, QuantRule::Weighted { .. })) {
                 let count = self.weighted.entry(node.op_type.clone()).or_default();
                 count.0 += usize::from(n.decision == Decision::Integer);
                 count.1 += 1;

@@ -146,6 +146,7 @@ ops! {
     range
     reduce
     reshape
+    resize
     scatter_elements
     scatter_nd
     shape

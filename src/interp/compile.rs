@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::Input;
 use crate::error::{At, Result, bail, ensure};
-use crate::ir::{Attrs, Bindings, Def, Domain, GraphId, Model, NodeId, TensorRef, ValueId};
+use crate::ir::{Attrs, Bindings, Def, Domain, GraphId, Model, NodeId, TensorRef, ValueId, ValueType};
 use crate::ops::{OpDef, Shared, evaluate, lookup};
 use crate::tensor::Tensor;
 
@@ -78,6 +78,8 @@ pub(super) struct Plan {
     pub captures: Vec<(u32, Operand)>,
     pub steps: Vec<Step>,
     pub outputs: Vec<Operand>,
+    /// What is known of the outputs' types.
+    pub output_types: Vec<Option<ValueType>>,
 }
 
 impl Program {
@@ -223,8 +225,9 @@ impl Compiler<'_> {
                 None => Ok(Operand::Slot { slot: slots[v.index()], last_use: false }),
             })
             .collect::<Result<_>>()?;
+        let output_types = g.outputs().iter().map(|&v| g.value(v).ty.clone()).collect();
         self.depth -= 1;
-        Ok(Plan { graph: id, n_slots: n_slots as usize, inputs, constants, captures, steps, outputs })
+        Ok(Plan { graph: id, n_slots: n_slots as usize, inputs, constants, captures, steps, outputs, output_types })
     }
 
     /// The outputs of a pure node whose inputs are all constant: computed once here instead of in every run, above all

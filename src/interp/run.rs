@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use super::compile::{Kind, Operand, Plan, Program, Step};
 use super::{NoTap, RunOptions, Tap};
 use crate::error::{At, Location, Result, anyhow, bail, ensure};
-use crate::ir::GraphId;
+use crate::ir::{GraphId, ValueType};
 use crate::ops::{Bodies, Call, Item};
 use crate::tensor::Tensor;
 
@@ -206,5 +206,10 @@ impl Bodies for Runner<'_, '_, '_> {
             .into_iter()
             .map(|o| o.ok_or_else(|| anyhow!("an output of the body depends on an operator that is not supported")))
             .collect()
+    }
+
+    fn output_types(&self, body: GraphId) -> Vec<Option<ValueType>> {
+        let plan = self.step.bodies.iter().find(|(id, _)| *id == body);
+        plan.map(|(_, p)| p.output_types.clone()).unwrap_or_default()
     }
 }

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{Context, Result, anyhow, bail};
-use crate::ir::{Attr, Attrs, GraphId, TensorRef};
+use crate::ir::{Attr, Attrs, GraphId, TensorRef, ValueType};
 use crate::tensor::{DType, Tensor};
 
 /// A value at run time.
@@ -69,6 +69,12 @@ pub trait Bodies {
     /// # Errors
     /// Evaluation inside fails.
     fn run(&self, body: GraphId, inputs: Vec<Item>) -> Result<Vec<Item>>;
+
+    /// What is known of the types of a body's outputs, for when it never runs.
+    fn output_types(&self, body: GraphId) -> Vec<Option<ValueType>> {
+        let _ = body;
+        Vec::new()
+    }
 }
 
 /// State of a step that lives as long as the compiled plan and is shared between runs: packed weights and the like.

@@ -135,9 +135,11 @@ ops! {
     gemm
     global_pool
     identity
+    if_
     instance_normalization
     layer_normalization
     logic
+    loop_
     mat_mul
     max_pool
     non_zero
@@ -147,6 +149,7 @@ ops! {
     reduce
     reshape
     resize
+    scan
     scatter_elements
     scatter_nd
     shape

@@ -47,6 +47,7 @@ macro_rules! multiversion {
 }
 
 pub mod conv;
+pub mod conv_transpose;
 pub mod gemm;
 pub mod math;
 pub mod micro;

@@ -126,6 +126,7 @@ ops! {
     constant
     constant_of_shape
     conv
+    conv_transpose
     depth_to_space
     expand
     flatten

@@ -10,6 +10,7 @@
 
 pub mod manager;
 pub mod pattern;
+mod splice;
 
 use std::collections::HashSet;
 
@@ -82,6 +83,8 @@ macro_rules! passes {
 
 passes! {
     eliminate_dead
+    fold_constants
+    inline_functions
     upgrade_opset
 }
 

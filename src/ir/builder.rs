@@ -50,7 +50,11 @@ impl<'a> Beside<'a> {
     /// A stored constant named `<base>_<suffix>`; inside a function, which stores nothing, the output of a `Constant`.
     pub fn constant(&mut self, suffix: &str, tensor: impl Into<TensorRef>) -> ValueId {
         let tensor = tensor.into();
-        let name = self.names.fresh(&format!("{}_{suffix}", self.base));
+        // What was derived once keeps its name when it is derived again.
+        let stem = self.base.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches('_');
+        let ending = format!("_{suffix}");
+        let stem = if stem.ends_with(&ending) { stem.strip_suffix(&ending).unwrap_or(stem) } else { &self.base };
+        let name = self.names.fresh(&format!("{stem}{ending}"));
         if self.model.is_in_function(self.graph) {
             let ty = ValueType::Tensor(super::TensorType::fixed(tensor.dtype(), tensor.shape()));
             let v = self.graph().add_result(name, Some(ty));

@@ -162,6 +162,16 @@ impl Model {
         self.functions.iter().any(|f| f.body == root)
     }
 
+    /// A value's name; that of a captured value is the name that it has where it is defined.
+    #[must_use]
+    pub fn value_name(&self, graph: GraphId, value: super::ValueId) -> &str {
+        let (mut graph, mut value) = (graph, value);
+        while let super::Def::Capture(outer, source) = self.graph(graph).value(value).def {
+            (graph, value) = (outer, source);
+        }
+        &self.graph(graph).value(value).name
+    }
+
     /// The function that a node calls, if it calls one.
     #[must_use]
     pub fn function(&self, domain: &Domain, name: &str, overload: &str) -> Option<&Function> {

@@ -11,7 +11,8 @@
 //!   Elements of 4- and 2-bit types print one by one; `onnx.parser` expects them packed.
 //! - Operators, domains, attributes and bodies of nodes whose names are no identifiers are quoted.
 //! - A string attribute that is not UTF-8 prints as `x"00ff"`.
-//! - A type whose elements are not known prints as `undefined[..]`, a type that the IR does not look into as `opaque()`.
+//! - A graph input or output whose elements' type is not known prints as `undefined[..]`, one of a type that the IR does
+//!   not look into as `opaque()`.
 //! - An attribute that the IR does not look into prints as `opaque()` too; its contents are not in the text.
 //!
 //! Printing what was read gives the same text.
@@ -175,8 +176,8 @@ impl Printer<'_> {
         let g = self.model.graph(f.body);
         let names = |ids: &[ValueId]| ids.iter().map(|&v| ident(&g.value(v).name)).collect::<Vec<_>>().join(", ");
         let _ = writeln!(self.out, " ({}) => ({})", names(g.inputs()), names(g.outputs()));
-        self.stored_and_typed(g, 0, true);
-        self.nodes(g, 0);
+        self.stored_and_typed(f.body, 0, true);
+        self.nodes(f.body, 0);
         self.out.push('\n');
     }
 
@@ -197,7 +198,7 @@ impl Printer<'_> {
         let mut first = true;
         for &v in g.inputs() {
             self.separate(&mut first);
-            self.typed_name(g, v);
+            self.typed_name(id, v);
             if let Def::Initializer(t) | Def::Overridable(t) = &g.value(v).def {
                 self.out.push_str(" = ");
                 self.tensor_data(t);
@@ -207,23 +208,23 @@ impl Printer<'_> {
         let mut first = true;
         for &v in g.outputs() {
             self.separate(&mut first);
-            self.typed_name(g, v);
+            self.typed_name(id, v);
         }
         self.out.push_str(")\n");
-        self.stored_and_typed(g, indent, false);
-        self.nodes(g, indent);
+        self.stored_and_typed(id, indent, false);
+        self.nodes(id, indent);
     }
 
-    fn typed_name(&mut self, g: &Graph, v: ValueId) {
-        let value = g.value(v);
-        if let Some(ty) = &value.ty {
+    fn typed_name(&mut self, graph: GraphId, v: ValueId) {
+        if let Some(ty) = &self.model.graph(graph).value(v).ty {
             let _ = write!(self.out, "{} ", type_text(ty));
         }
-        self.out.push_str(&ident(&value.name));
+        self.out.push_str(&ident(self.model.value_name(graph, v)));
     }
 
     /// The block of initializers and of types of values that are no inputs and outputs.
-    fn stored_and_typed(&mut self, g: &Graph, indent: usize, is_function: bool) {
+    fn stored_and_typed(&mut self, id: GraphId, indent: usize, is_function: bool) {
+        let g = self.model.graph(id);
         let pad = " ".repeat(indent + 2);
         let mut entries = Vec::new();
         for &v in g.initializers().iter().filter(|v| !g.inputs().contains(v)) {
@@ -240,7 +241,7 @@ impl Printer<'_> {
             let made = order(g).into_iter().flat_map(|n| g.node_outputs(n)).flatten();
             let inputs = g.inputs().iter().copied().filter(|_| is_function);
             for v in inputs.chain(made).filter(|&v| !listed(v)) {
-                if let Some(ty) = &g.value(v).ty {
+                if let Some(ty) = g.value(v).ty.as_ref().filter(|ty| is_expressible(ty)) {
                     entries.push(format!("{} {}", type_text(ty), ident(&g.value(v).name)));
                 }
             }
@@ -251,11 +252,12 @@ impl Printer<'_> {
         }
     }
 
-    fn nodes(&mut self, g: &Graph, indent: usize) {
+    fn nodes(&mut self, id: GraphId, indent: usize) {
+        let g = self.model.graph(id);
         let _ = writeln!(self.out, "{}{{", " ".repeat(indent));
         for n in order(g) {
             self.out.push_str(&" ".repeat(indent + 2));
-            self.node(g, n, indent + 2);
+            self.node(id, n, indent + 2);
             self.out.push('\n');
         }
         let _ = write!(self.out, "{}}}", " ".repeat(indent));
@@ -264,13 +266,14 @@ impl Printer<'_> {
         }
     }
 
-    fn node(&mut self, g: &Graph, id: NodeId, indent: usize) {
+    fn node(&mut self, graph: GraphId, id: NodeId, indent: usize) {
+        let (model, g) = (self.model, self.model.graph(graph));
         let node = g.node(id);
         if !node.name.is_empty() {
             let _ = write!(self.out, "[{}] ", ident(&node.name));
         }
         let names = |slots: Vec<Option<ValueId>>| {
-            let names = slots.iter().map(|v| v.map_or("\"\"".to_owned(), |v| ident(&g.value(v).name)));
+            let names = slots.iter().map(|v| v.map_or("\"\"".to_owned(), |v| ident(model.value_name(graph, v))));
             names.collect::<Vec<_>>().join(", ")
         };
         let outputs = names(g.node_outputs(id));
@@ -345,6 +348,15 @@ impl Printer<'_> {
                 let _ = write!(self.out, "[\"error\": {}]", quoted(&format!("{e:#}")));
             }
         }
+    }
+}
+
+/// Whether ONNX's syntax has words for a type.
+fn is_expressible(ty: &ValueType) -> bool {
+    match ty {
+        ValueType::Tensor(t) | ValueType::SparseTensor(t) => t.dtype.is_some(),
+        ValueType::Sequence(t) | ValueType::Optional(t) | ValueType::Map(_, t) => is_expressible(t),
+        ValueType::Unknown => false,
     }
 }
 

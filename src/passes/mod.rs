@@ -10,6 +10,7 @@
 
 pub mod manager;
 pub mod pattern;
+mod rewrite;
 mod splice;
 
 use std::collections::HashSet;
@@ -46,6 +47,8 @@ pub struct Ctx<'a> {
     pub sink: &'a mut Sink,
     /// The opset version that the model must have at least.
     pub opset_floor: i64,
+    /// Whether what is computed in half precision is to be computed in float32.
+    pub widen_float16: bool,
     reported: HashSet<(&'static str, String)>,
 }
 
@@ -53,13 +56,20 @@ impl<'a> Ctx<'a> {
     /// With the opset version that per-axis quantization needs.
     #[must_use]
     pub fn new(sink: &'a mut Sink) -> Self {
-        Ctx { sink, opset_floor: 13, reported: HashSet::new() }
+        Ctx { sink, opset_floor: 13, widen_float16: true, reported: HashSet::new() }
     }
 
     /// With another opset version that the model must have at least.
     #[must_use]
     pub fn opset_floor(mut self, floor: i64) -> Self {
         self.opset_floor = floor;
+        self
+    }
+
+    /// With or without widening half precision to float32.
+    #[must_use]
+    pub fn widen_float16(mut self, widen: bool) -> Self {
+        self.widen_float16 = widen;
         self
     }
 
@@ -82,10 +92,17 @@ macro_rules! passes {
 }
 
 passes! {
+    eliminate_common_subexpressions
     eliminate_dead
+    eliminate_identity
     fold_constants
+    fuse_conv_batch_norm
+    fuse_mat_mul_add
+    infer_shapes
     inline_functions
+    name_nodes
     upgrade_opset
+    widen_float16
 }
 
 /// The pass of a name.
@@ -113,7 +130,29 @@ pub struct Pipeline {
 }
 
 /// What a float model goes through before quantization is planned.
-pub const PREPARE: Pipeline = Pipeline { name: "prepare", steps: &[Step::Once(eliminate_dead::PASS)] };
+///
+/// Functions go first, since an operator's attributes can be converted only where they have values; types are found
+/// before the opset is raised, since some conversions need ranks.
+pub const PREPARE: Pipeline = Pipeline {
+    name: "prepare",
+    steps: &[
+        Step::Once(name_nodes::PASS),
+        Step::Once(inline_functions::PASS),
+        Step::Once(infer_shapes::PASS),
+        Step::Once(upgrade_opset::PASS),
+        Step::Once(widen_float16::PASS),
+        Step::Fixpoint(&[
+            infer_shapes::PASS,
+            fold_constants::PASS,
+            eliminate_identity::PASS,
+            eliminate_common_subexpressions::PASS,
+            fuse_mat_mul_add::PASS,
+            fuse_conv_batch_norm::PASS,
+            eliminate_dead::PASS,
+        ]),
+        Step::Once(name_nodes::PASS),
+    ],
+};
 
 /// What a quantized model goes through before it is written.
 pub const CLEANUP: Pipeline = Pipeline { name: "cleanup", steps: &[Step::Once(eliminate_dead::PASS)] };

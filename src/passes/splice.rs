@@ -54,7 +54,8 @@ impl Splice<'_> {
             let Some(y) = result.filter(|y| !made.contains(y)) else { continue };
             let v = map.get(&o).copied().flatten().ok_or_else(|| anyhow!("an output is a missing input"))?;
             let node = self.model.graph(self.target).node(self.node);
-            let identity = Node::new("Identity").named(self.names.fresh(&format!("{}_Identity", node.name))).at(node.pos);
+            let identity =
+                Node::new("Identity").named(self.names.fresh(&format!("{}_Identity", node.name))).at(node.pos);
             self.model.graph_mut(self.target).add_node(identity, &[Some(v)], &[Some(y)]);
         }
         Ok(())
@@ -120,7 +121,8 @@ impl Splice<'_> {
         node.attrs = node.attrs.bound(&self.bindings);
         let call = self.model.graph(self.target).node(self.node).pos;
         node.pos = Position { anchor: call.anchor, offset: call.offset.saturating_add(index) };
-        let new = self.model.graph_mut(self.target).add_node(node, &of(source.node_inputs(n)), &of(source.node_outputs(n)));
+        let new =
+            self.model.graph_mut(self.target).add_node(node, &of(source.node_inputs(n)), &of(source.node_outputs(n)));
         for v in source.captures(n) {
             let outer = map.get(&v).copied().flatten().ok_or_else(|| anyhow!("a body uses a missing input"))?;
             self.model.graph_mut(self.target).add_capture(new, outer);

@@ -55,7 +55,7 @@ pub mod plain;
 pub mod pool;
 pub mod rows;
 pub mod simd;
-mod split;
+pub mod split;
 
 /// A buffer of `n` elements with any contents, for kernels that write every element.
 #[must_use]

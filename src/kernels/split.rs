@@ -6,12 +6,30 @@ use rayon::prelude::*;
 
 /// Runs `task(0..n)`, on `threads` threads of rayon's current pool when there are several. The order of tasks is free:
 /// they must not depend on each other.
+///
+/// Rayon sees the task as a trait object: its machinery is compiled once instead of for every kernel.
 pub fn for_each(threads: usize, n: usize, task: impl Fn(usize) + Send + Sync) {
     if threads > 1 && n > 1 {
-        (0..n).into_par_iter().for_each(task);
+        in_parallel(n, &task);
     } else {
         (0..n).for_each(task);
     }
+}
+
+fn in_parallel(n: usize, task: &(dyn Fn(usize) + Send + Sync)) {
+    (0..n).into_par_iter().for_each(task);
+}
+
+/// Calls `task(i, chunk)` for the chunks of `len` elements of a slice (the last may be shorter), in any order.
+pub fn for_each_chunk<T: Send>(threads: usize, v: &mut [T], len: usize, task: impl Fn(usize, &mut [T]) + Send + Sync) {
+    let (total, len) = (v.len(), len.max(1));
+    let slots = Slots::new(v);
+    for_each(threads, total.div_ceil(len), |i| {
+        let start = i * len;
+        // SAFETY: the chunks of different numbers do not overlap, and each number is one task.
+        let chunk = unsafe { slots.part(start, len.min(total - start)) };
+        task(i, chunk);
+    });
 }
 
 /// A slice that tasks write disjoint parts of.

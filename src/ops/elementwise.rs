@@ -1,10 +1,9 @@
 //! What elementwise operators share: maps and broadcasting zips, in place where the operand is no longer needed.
 
-use rayon::prelude::*;
-
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, anyhow, bail, ensure};
 use crate::kernels::simd::{self, Kernel};
+use crate::kernels::split;
 use crate::tensor::broadcast::{broadcast, for_each_row};
 use crate::tensor::cast::cast;
 use crate::tensor::{DType, Element, Tensor};
@@ -82,7 +81,7 @@ impl<F: Scalar> Kernel for Map<'_, F> {
 /// `f` of every element, in place.
 pub(super) fn map_f32s<F: Scalar>(v: &mut [f32], threads: usize, f: F) {
     if threads > 1 && v.len() >= PARALLEL_FROM {
-        v.par_chunks_mut(8 * CHUNK).for_each(|c| simd::run(Map(c, f)));
+        split::for_each_chunk(threads, v, 8 * CHUNK, |_, c| simd::run(Map(c, f)));
     } else {
         simd::run(Map(v, f));
     }
@@ -325,7 +324,7 @@ pub(super) fn zip<T: Element, R: Element>(
         Some(lead) if threads > 1 && out.len() >= PARALLEL_FROM => {
             let row: usize = shape[lead + 1..].iter().product();
             let rows = (8 * CHUNK).div_ceil(row);
-            out.par_chunks_mut(rows * row).enumerate().for_each(|(i, out)| {
+            split::for_each_chunk(threads, &mut out, rows * row, |i, out| {
                 let range = (i * rows, i * rows + out.len() / row);
                 let (x, x_shape) = part(x, a.shape(), &shape, lead, range);
                 let (y, y_shape) = part(y, b.shape(), &shape, lead, range);

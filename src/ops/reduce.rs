@@ -8,14 +8,12 @@
 //! Quantized: `ReduceMax`, `ReduceMin` select elements; `ReduceMean`, `ReduceSum` with an observed output range.
 //! Errors: an axis out of range or given twice; a type that the operator does not take.
 
-use rayon::prelude::*;
-
 use super::elementwise::{KEEP, PARALLEL_FROM, is_half, map_tensor, scalars, zip_in_place};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, OutputRange, QuantRule, Slots, call};
 use crate::error::{Result, bail};
 use crate::ir::Dim;
-use crate::kernels::rows;
 use crate::kernels::simd::{self, Kernel};
+use crate::kernels::{rows, split};
 use crate::tensor::cast::{Number, cast, from_f64s};
 use crate::tensor::{DType, Element, Tensor};
 use crate::with_numbers;
@@ -324,8 +322,8 @@ fn reduce_f32(x: &Tensor, plan: &Plan, op: Op, threads: usize) -> Result<Tensor>
         Some((&(size, false), rest)) if threads > 1 && v.len() >= PARALLEL_FROM && !rest.is_empty() => {
             // Over the outermost kept dimension: each output is still one chain of additions.
             let (ins, outs) = (v.len() / size, acc.len() / size);
-            acc.par_chunks_mut(outs).zip(v.par_chunks(ins)).for_each(|(out, x)| {
-                simd::run(Fold { x, dims: rest, op, out });
+            split::for_each_chunk(threads, &mut acc, outs, |i, out| {
+                simd::run(Fold { x: &v[i * ins..(i + 1) * ins], dims: rest, op, out });
             });
         }
         _ => simd::run(Fold { x: v, dims: &plan.dims, op, out: &mut acc }),

@@ -6,12 +6,10 @@
 //! Quantized: `Softmax` with the fixed output range [0, 1]; the others stay float.
 //! Errors: an axis out of range.
 
-use rayon::prelude::*;
-
 use super::elementwise::{KEEP, PARALLEL_FROM, UNARY, is_half, wrong_type};
 use super::{Call, InferCtx, Item, OpDef, OutputRange, QuantRule, Slots, call};
 use crate::error::Result;
-use crate::kernels::rows;
+use crate::kernels::{rows, split as threads_split};
 use crate::tensor::cast::cast;
 use crate::tensor::{DType, Tensor};
 
@@ -70,16 +68,16 @@ where
         return Ok(x);
     }
     let data = x.slice_mut::<T>()?;
-    let split = |v: &mut [T]| {
+    let run = |v: &mut [T]| {
         if threads > 1 && v.len() >= PARALLEL_FROM / 4 {
             let piece = (16 * 1024usize).div_ceil(n) * n;
-            v.par_chunks_mut(piece).for_each(|c| rows(c, n));
+            threads_split::for_each_chunk(threads, v, piece, |_, c| rows(c, n));
         } else {
             rows(v, n);
         }
     };
     if inner == 1 {
-        split(data);
+        run(data);
         return Ok(x);
     }
     // The rows are gathered, one slab at a time.
@@ -90,7 +88,7 @@ where
                 *v = part[j * inner + i];
             }
         }
-        split(&mut slab);
+        run(&mut slab);
         for (i, row) in slab.chunks_exact(n).enumerate() {
             for (j, v) in row.iter().enumerate() {
                 part[j * inner + i] = *v;

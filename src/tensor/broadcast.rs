@@ -50,61 +50,94 @@ pub fn broadcast_strides(shape: &[usize], output: &[usize]) -> Shape {
     (0..output.len()).map(|i| if i < lead || shape[i - lead] == 1 { 0 } else { own[i - lead] }).collect()
 }
 
+/// The innermost rows of a broadcast, one after the other. Dimensions that all operands walk in step are merged first,
+/// so equal shapes give one row.
+///
+/// Not generic in what is done with a row: this is compiled once for each number of operands.
+#[derive(Debug)]
+pub struct Rows<const N: usize> {
+    dims: Vec<(usize, [usize; N])>,
+    index: Vec<usize>,
+    offsets: [usize; N],
+    output: usize,
+    len: usize,
+    inner: [usize; N],
+    is_done: bool,
+}
+
+/// One row: offset in the output, offsets in the operands, length, strides of the operands along it.
+pub type Row<const N: usize> = (usize, [usize; N], usize, [usize; N]);
+
+impl<const N: usize> Rows<N> {
+    /// The rows of operands of these shapes in the `output` shape that they broadcast to.
+    #[must_use]
+    pub fn new(output: &[usize], operands: [&[usize]; N]) -> Self {
+        // (size, strides of the operands), merged from the innermost dimension outwards.
+        let all: [Shape; N] = operands.map(|s| broadcast_strides(s, output));
+        let mut dims: Vec<(usize, [usize; N])> = Vec::with_capacity(output.len());
+        for (i, &size) in output.iter().enumerate() {
+            if size == 1 {
+                continue;
+            }
+            let mut stride = [0; N];
+            for (s, all) in stride.iter_mut().zip(&all) {
+                *s = all[i];
+            }
+            match dims.last_mut() {
+                Some((n, last)) if last.iter().zip(&stride).all(|(l, s)| *l == s * size) => {
+                    *n *= size;
+                    *last = stride;
+                }
+                _ => dims.push((size, stride)),
+            }
+        }
+        let (len, inner) = dims.pop().unwrap_or((1, [0; N]));
+        let index = vec![0; dims.len()];
+        Rows { dims, index, offsets: [0; N], output: 0, len, inner, is_done: output.contains(&0) }
+    }
+}
+
+impl<const N: usize> Iterator for Rows<N> {
+    type Item = Row<N>;
+
+    fn next(&mut self) -> Option<Row<N>> {
+        if self.is_done {
+            return None;
+        }
+        let row = (self.output, self.offsets, self.len, self.inner);
+        self.output += self.len;
+        self.is_done = true;
+        for (i, (size, stride)) in self.index.iter_mut().zip(&self.dims).rev() {
+            *i += 1;
+            for (o, s) in self.offsets.iter_mut().zip(stride) {
+                *o += s;
+            }
+            if *i < *size {
+                self.is_done = false;
+                break;
+            }
+            for (o, s) in self.offsets.iter_mut().zip(stride) {
+                *o -= s * size;
+            }
+            *i = 0;
+        }
+        Some(row)
+    }
+}
+
 /// Calls `row` for each innermost row of `output`, with the operands' start offsets: the loop inside is the caller's,
-/// contiguous or with the innermost strides. Dimensions that all operands walk in step are merged first, so equal
-/// shapes give one call.
+/// contiguous or with the innermost strides.
 ///
 /// `row(output_offset, operand_offsets, length, innermost_strides)`.
+#[inline(always)]
 pub fn for_each_row<const N: usize>(
     output: &[usize],
     operands: [&[usize]; N],
     mut row: impl FnMut(usize, [usize; N], usize, [usize; N]),
 ) {
-    if output.contains(&0) {
-        return;
-    }
-    // (size, strides of the operands), merged from the innermost dimension outwards.
-    let all: [Shape; N] = operands.map(|s| broadcast_strides(s, output));
-    let mut dims: Vec<(usize, [usize; N])> = Vec::with_capacity(output.len());
-    for (i, &size) in output.iter().enumerate() {
-        if size == 1 {
-            continue;
-        }
-        let stride: [usize; N] = std::array::from_fn(|k| all[k][i]);
-        match dims.last_mut() {
-            Some((n, last)) if (0..N).all(|k| last[k] == stride[k] * size) => {
-                *n *= size;
-                *last = stride;
-            }
-            _ => dims.push((size, stride)),
-        }
-    }
-    let (len, inner) = dims.pop().unwrap_or((1, [0; N]));
-    let mut index = vec![0usize; dims.len()];
-    let mut offsets = [0usize; N];
-    let mut out = 0;
-    loop {
-        row(out, offsets, len, inner);
-        out += len;
-        let mut d = dims.len();
-        loop {
-            if d == 0 {
-                return;
-            }
-            d -= 1;
-            let (size, stride) = &dims[d];
-            index[d] += 1;
-            for k in 0..N {
-                offsets[k] += stride[k];
-            }
-            if index[d] < *size {
-                break;
-            }
-            for k in 0..N {
-                offsets[k] -= stride[k] * size;
-            }
-            index[d] = 0;
-        }
+    let mut rows = Rows::new(output, operands);
+    while let Some((o, offsets, len, inner)) = rows.next() {
+        row(o, offsets, len, inner);
     }
 }
 

@@ -122,6 +122,7 @@ ops! {
     center_crop_pad
     clip
     compare
+    compress
     concat
     constant
     constant_of_shape
@@ -145,23 +146,33 @@ ops! {
     max_pool
     non_zero
     one_hot
+    optional
     pad
     range
     reduce
     reshape
     resize
+    reverse_sequence
+    rnn
     scan
     scatter_elements
     scatter_nd
+    sequence
+    sequence_map
     shape
     slice
     softmax
     split
+    split_to_sequence
     squeeze
+    string_normalizer
+    string_ops
+    tf_idf_vectorizer
     tile
     top_k
     transpose
     unary
+    unique
     unsqueeze
     variadic
     where_

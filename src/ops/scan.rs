@@ -30,7 +30,7 @@ const SCAN: OpDef = OpDef {
     quant: QuantRule::Keep { why: "control flow: its body is quantized by itself" },
 };
 
-pub(super) const OPS: &[OpDef] = &[OpDef { since: 8, infer: infer_8, eval: eval_8, ..SCAN }, SCAN];
+pub(super) const OPS: &[OpDef] = &[OpDef { since: 8, inputs: Arity::at_least(0), infer: infer_8, eval: eval_8, ..SCAN }, SCAN];
 
 fn n_scans(attrs: &Attrs, n_inputs: usize) -> Result<usize> {
     let n = attrs.int("num_scan_inputs").ok_or_else(|| anyhow!("attribute \"num_scan_inputs\" is missing"))?;

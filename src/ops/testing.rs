@@ -161,6 +161,37 @@ impl Case {
     }
 }
 
+/// Evaluates an operator of ONNX's own domain without attributes on any items: sequences, optionals, maps.
+pub(crate) fn call_items(op_type: &str, opset: i64, inputs: Vec<Item>) -> Result<Vec<Item>> {
+    call_items_with(op_type, opset, inputs, &[])
+}
+
+/// Evaluates an operator of ONNX's own domain with integer attributes on any items.
+pub(crate) fn call_items_with(
+    op_type: &str,
+    opset: i64,
+    inputs: Vec<Item>,
+    attrs: &[(&str, i64)],
+) -> Result<Vec<Item>> {
+    let Some(def) = lookup(&Domain::onnx(), op_type, opset) else { bail!("{op_type} {opset} is not defined") };
+    let mut set = Attrs::default();
+    attrs.iter().for_each(|(name, value)| set.set(name, (*value).into()));
+    let constant = vec![false; inputs.len()];
+    let mut call = Call {
+        op_type,
+        attrs: &set,
+        opset,
+        inputs: inputs.into_iter().map(Some).collect(),
+        constant: &constant,
+        wanted: &[true],
+        threads: 1,
+        seed: 0,
+        bodies: &NoBodies,
+        shared: &super::Shared::new(),
+    };
+    (def.eval)(&mut call)
+}
+
 /// Equal bit for bit, so that NaN equals NaN.
 fn bits_equal(a: &Tensor, b: &Tensor) -> bool {
     match (a.to_f64s(), b.to_f64s()) {

@@ -113,6 +113,7 @@ macro_rules! ops {
 
 ops! {
     activation
+    affine_grid
     arg
     average_pool
     batch_normalization
@@ -136,14 +137,17 @@ ops! {
     gather_nd
     gemm
     global_pool
+    grid_sample
     identity
     if_
+    image_decoder
     instance_normalization
     layer_normalization
     logic
     loop_
     mat_mul
     max_pool
+    non_max_suppression
     non_zero
     one_hot
     optional
@@ -154,6 +158,7 @@ ops! {
     resize
     reverse_sequence
     rnn
+    roi_align
     scan
     scatter_elements
     scatter_nd
@@ -167,6 +172,7 @@ ops! {
     squeeze
     string_normalizer
     string_ops
+    tensor_scatter
     tf_idf_vectorizer
     tile
     top_k

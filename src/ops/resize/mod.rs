@@ -269,7 +269,7 @@ mod tests {
             .attr("mode", "linear")
             .attr("coordinate_transformation_mode", "align_corners")
             .tolerance(1e-6)
-            .expect(&[Tensor::of(&[1, 1, 2, 4], vec![1.0, 4.0 / 3.0, 5.0 / 3.0, 2.0, 3.0, 10.0 / 3.0, 11.0 / 3.0, 4.0])]);
+            .expect(&[Tensor::of(&[1, 1, 2, 4], vec![1.0f32, 4.0 / 3.0, 5.0 / 3.0, 2.0, 3.0, 10.0 / 3.0, 11.0 / 3.0, 4.0])]);
         case(&[1.0, 1.0, 0.5, 0.5])
             .attr("mode", "linear")
             .attr("antialias", 1)

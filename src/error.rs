@@ -95,6 +95,15 @@ pub fn help_of(error: &anyhow::Error) -> Option<&str> {
     error.chain().find_map(|e| e.downcast_ref::<Helped>()).map(Helped::help)
 }
 
+/// The error of type `E` in the chain of `error`, behind an attached way out, too.
+#[must_use]
+pub fn find<E: std::error::Error + 'static>(error: &anyhow::Error) -> Option<&E> {
+    error.chain().find_map(|e| match e.downcast_ref::<Helped>() {
+        Some(helped) => find(&helped.source),
+        None => e.downcast_ref::<E>(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,5 +115,13 @@ mod tests {
         let e = e.unwrap_err();
         assert_eq!(format!("{e:#}"), "model \"m.onnx\": node \"/conv1\" (Conv): rank 3, expected 4");
         assert_eq!(help_of(&e), Some("reshape it"));
+    }
+
+    #[test]
+    fn causes_are_found_behind_help() {
+        let e: Result<()> = Err(std::io::Error::from(std::io::ErrorKind::NotFound)).help(|| "look elsewhere".into());
+        let e = e.context("reading").unwrap_err();
+        assert_eq!(find::<std::io::Error>(&e).map(std::io::Error::kind), Some(std::io::ErrorKind::NotFound));
+        assert!(find::<fmt::Error>(&e).is_none());
     }
 }

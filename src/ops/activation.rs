@@ -5,7 +5,7 @@
 //! Quantized: `Relu` bounds its input; `Sigmoid` and `Tanh` have fixed output ranges; `LeakyRelu` an observed one.
 //! Errors: another element type; an unknown `approximate`.
 
-use super::elementwise::{each, UNARY, map, map_tensor, scalars, wrong_type};
+use super::elementwise::{UNARY, each, map, map_tensor, scalars, wrong_type};
 use super::{Call, Item, OpDef, OpDomain, OutputRange, QuantRule, Slots};
 use crate::error::{Result, bail};
 use crate::kernels::math;
@@ -174,20 +174,12 @@ mod tests {
     #[test]
     fn parameters_and_types() {
         Case::new("LeakyRelu", 16).attr("alpha", 0.5f32).input(v(&[-2.0])).expect(&[v(&[-1.0])]);
-        Case::new("Gelu", 20)
-            .attr("approximate", "tanh")
-            .input(v(&[1.0]))
-            .tolerance(1e-6)
-            .expect(&[v(&[0.841_192])]);
+        Case::new("Gelu", 20).attr("approximate", "tanh").input(v(&[1.0])).tolerance(1e-6).expect(&[v(&[0.841_192])]);
         Case::new("Gelu", 20).attr("approximate", "sin").input(v(&[1.0])).fails("\"approximate\" is \"sin\"");
         let ints = Tensor::vector(vec![-3i32, 4]);
         Case::new("Relu", 14).input(ints.clone()).expect(&[Tensor::vector(vec![0i32, 4])]);
         Case::new("Relu", 14).input(Tensor::vector(vec![3u8])).fails("element type uint8");
         Case::new("Shrink", 9).attr("bias", 1.0f32).input(ints).expect(&[Tensor::vector(vec![-2i32, 3])]);
-        Case::new("QuickGelu", 1)
-            .domain("com.microsoft")
-            .input(v(&[1.0]))
-            .tolerance(1e-6)
-            .expect(&[v(&[0.845_795_8])]);
+        Case::new("QuickGelu", 1).domain("com.microsoft").input(v(&[1.0])).tolerance(1e-6).expect(&[v(&[0.845_795_8])]);
     }
 }

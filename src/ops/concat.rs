@@ -57,7 +57,8 @@ fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
             Some(out)
         }
     };
-    if let Some(v) = (0..n).map(|i| if ctx.rank(i) == Some(1) { value_of(ctx, i) } else { None }).collect::<Option<Vec<_>>>()
+    if let Some(v) =
+        (0..n).map(|i| if ctx.rank(i) == Some(1) { value_of(ctx, i) } else { None }).collect::<Option<Vec<_>>>()
     {
         ctx.set_values(0, v.concat());
     }
@@ -85,7 +86,12 @@ pub(crate) fn concat(parts: &[&Tensor], at: i64) -> Result<Tensor> {
     for (i, p) in parts.iter().enumerate() {
         ensure!(p.dtype() == first.dtype(), "input {i} has type {}, expected {}", p.dtype(), first.dtype());
         let same = p.rank() == first.rank() && (0..p.rank()).all(|k| k == at || p.shape()[k] == first.shape()[k]);
-        ensure!(same, "input {i} has shape {:?}, which differs from {:?} not only in dimension {at}", p.shape(), first.shape());
+        ensure!(
+            same,
+            "input {i} has shape {:?}, which differs from {:?} not only in dimension {at}",
+            p.shape(),
+            first.shape()
+        );
         shape[at] = shape[at].checked_add(p.shape()[at]).ok_or_else(|| anyhow!("dimension {at} is too large"))?;
     }
     let n = count(&shape)?;
@@ -141,7 +147,11 @@ mod tests {
         case(-1).expect(&[Tensor::of(&[2, 3], vec![1, 3, 4, 2, 5, 6i64])]);
         case(0).fails("input 1 has shape [2, 2]");
         case(2).fails("axis 2 is out of range");
-        Case::new("Concat", 13).input(a.clone()).input(Tensor::of(&[2, 1], vec![1.0f32, 2.0])).attr("axis", 0).fails("type");
+        Case::new("Concat", 13)
+            .input(a.clone())
+            .input(Tensor::of(&[2, 1], vec![1.0f32, 2.0]))
+            .attr("axis", 0)
+            .fails("type");
         Case::new("Concat", 13).input(a.clone()).input(a).fails("axis");
     }
 }

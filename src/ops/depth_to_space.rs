@@ -39,12 +39,8 @@ const SPACE_TO_DEPTH: OpDef = OpDef {
     quant: QuantRule::Share,
 };
 
-pub(super) const OPS: &[OpDef] = &[
-    DEPTH_TO_SPACE,
-    OpDef { since: 11, ..DEPTH_TO_SPACE },
-    SPACE_TO_DEPTH,
-    OpDef { since: 28, ..SPACE_TO_DEPTH },
-];
+pub(super) const OPS: &[OpDef] =
+    &[DEPTH_TO_SPACE, OpDef { since: 11, ..DEPTH_TO_SPACE }, SPACE_TO_DEPTH, OpDef { since: 28, ..SPACE_TO_DEPTH }];
 
 fn block(attrs: &Attrs) -> Result<usize> {
     let b = attrs.int("blocksize").ok_or_else(|| anyhow!("attribute \"blocksize\" is missing"))?;

@@ -102,7 +102,8 @@ mod tests {
     #[test]
     fn picks_slices() {
         let x = Tensor::of(&[3, 2], vec![1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]);
-        let case = |indices: Tensor, axis: i64| Case::new("Gather", 13).input(x.clone()).input(indices).attr("axis", axis);
+        let case =
+            |indices: Tensor, axis: i64| Case::new("Gather", 13).input(x.clone()).input(indices).attr("axis", axis);
         case(Tensor::vector(vec![2i64, -3]), 0).expect(&[Tensor::of(&[2, 2], vec![5.0f32, 6.0, 1.0, 2.0])]);
         case(Tensor::scalar(1i32), 1).expect(&[Tensor::vector(vec![2.0f32, 4.0, 6.0])]);
         case(Tensor::of(&[0], Vec::<i64>::new()), -1).expect(&[Tensor::of(&[3, 0], Vec::<f32>::new())]);

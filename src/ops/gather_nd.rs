@@ -33,7 +33,11 @@ fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let shape = match (ctx.shape(0), ctx.shape(1)) {
         (Some(d), Some(i)) => match i.last().and_then(Dim::known) {
             Some(k) => {
-                ensure!(b + k <= d.len(), "input 1 (indices) has tuples of {k}, expected at most {}", d.len() - b.min(d.len()));
+                ensure!(
+                    b + k <= d.len(),
+                    "input 1 (indices) has tuples of {k}, expected at most {}",
+                    d.len() - b.min(d.len())
+                );
                 Some([&i[..i.len() - 1], &d[b + k..]].concat())
             }
             None => None,
@@ -55,10 +59,7 @@ pub(crate) fn slice_offsets(data: &[usize], shape: &[usize], indices: &[i64], ba
         batch < shape.len() && batch + k <= data.len() && k > 0,
         "input 1 (indices) has shape {shape:?}, which does not fit data of shape {data:?} with batch_dims {batch}"
     );
-    ensure!(
-        data[..batch] == shape[..batch],
-        "the batch dimensions of shapes {data:?} and {shape:?} differ"
-    );
+    ensure!(data[..batch] == shape[..batch], "the batch dimensions of shapes {data:?} and {shape:?} differ");
     let st = strides(data);
     let n_batches: usize = data[..batch].iter().product();
     let batch_step: usize = data[batch..].iter().product();

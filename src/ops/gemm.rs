@@ -214,7 +214,11 @@ mod tests {
                     .attr("transB", tb)
                     .expect(&[c(&product)]);
             }
-            Case::new("Gemm", 13).input(c(&a)).input(c(&b)).attr("alpha", 2.0f32).expect(&[c(&t(&[2, 1], &[14., 32.]))]);
+            Case::new("Gemm", 13)
+                .input(c(&a))
+                .input(c(&b))
+                .attr("alpha", 2.0f32)
+                .expect(&[c(&t(&[2, 1], &[14., 32.]))]);
             for shape in [&[1usize][..], &[1, 1], &[], &[2, 1]] {
                 let bias = t(shape, &vec![3.0; shape.iter().product()]);
                 for alpha in [1.0f32, 2.0] {

@@ -53,7 +53,8 @@ mod tests {
     #[test]
     fn finds() {
         let case = |t: Tensor| Case::new("NonZero", 13).input(t);
-        case(Tensor::of(&[2, 2], vec![1.0f32, 0.0, -0.0, f32::NAN])).expect(&[Tensor::of(&[2, 2], vec![0i64, 1, 0, 1])]);
+        case(Tensor::of(&[2, 2], vec![1.0f32, 0.0, -0.0, f32::NAN]))
+            .expect(&[Tensor::of(&[2, 2], vec![0i64, 1, 0, 1])]);
         case(Tensor::scalar(true)).expect(&[Tensor::of(&[0, 1], Vec::<i64>::new())]);
         case(Tensor::of(&[0], Vec::<u8>::new())).expect(&[Tensor::of(&[1, 0], Vec::<i64>::new())]);
     }

@@ -92,9 +92,7 @@ mod tests {
         let rows = Tensor::of(&[3, 2], vec![5.0f32, 0.0, 0.0, 5.0, 0.0, 0.0]);
         case(Tensor::scalar(2i32)).expect(&[rows.clone()]);
         case(Tensor::vector(vec![2.0f32])).attr("axis", 1).expect(&[rows]);
-        case(Tensor::scalar(2u8))
-            .attr("axis", 0)
-            .expect(&[Tensor::of(&[2, 3], vec![5.0f32, 0.0, 0.0, 0.0, 5.0, 0.0])]);
+        case(Tensor::scalar(2u8)).attr("axis", 0).expect(&[Tensor::of(&[2, 3], vec![5.0f32, 0.0, 0.0, 0.0, 5.0, 0.0])]);
         case(Tensor::scalar(-1i32)).fails("input 1 (depth) is -1");
         case(Tensor::vector(vec![1i32, 2])).fails("expected one element");
         case(Tensor::scalar(i64::MAX)).fails("too many");

@@ -62,7 +62,12 @@ fn per_axis(pads: &[i64], list: Option<&[i64]>, rank: usize) -> Result<Vec<(i64,
         Some(l) => axes(l, rank).context("input 3 (axes)")?,
         None => (0..rank).collect(),
     };
-    ensure!(pads.len() == 2 * list.len(), "pads has {} entries, expected 2 for each of {} axes", pads.len(), list.len());
+    ensure!(
+        pads.len() == 2 * list.len(),
+        "pads has {} entries, expected 2 for each of {} axes",
+        pads.len(),
+        list.len()
+    );
     let mut out = vec![(0, 0); rank];
     for (i, &a) in list.iter().enumerate() {
         out[a] = (pads[i], pads[i + list.len()]);
@@ -242,9 +247,7 @@ mod tests {
     fn pads_in_every_mode() {
         let row = |v: &[i32]| Tensor::of(&[2, v.len() / 2], v.to_vec());
         case(&[0, 2, 0, 1], "constant").expect(&[row(&[0, 0, 1, 2, 3, 0, 0, 0, 4, 5, 6, 0])]);
-        case(&[0, 1, 0, 1], "constant")
-            .input(Tensor::scalar(9i32))
-            .expect(&[row(&[9, 1, 2, 3, 9, 9, 4, 5, 6, 9])]);
+        case(&[0, 1, 0, 1], "constant").input(Tensor::scalar(9i32)).expect(&[row(&[9, 1, 2, 3, 9, 9, 4, 5, 6, 9])]);
         case(&[0, 2, 0, 1], "reflect").expect(&[row(&[3, 2, 1, 2, 3, 2, 6, 5, 4, 5, 6, 5])]);
         case(&[0, 5, 0, 0], "reflect").expect(&[row(&[2, 1, 2, 3, 2, 1, 2, 3, 5, 4, 5, 6, 5, 4, 5, 6])]);
         case(&[0, 2, 0, 1], "edge").expect(&[row(&[1, 1, 1, 2, 3, 3, 4, 4, 4, 5, 6, 6])]);

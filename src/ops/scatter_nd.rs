@@ -23,8 +23,7 @@ const SCATTER_ND: OpDef = OpDef {
     quant: QuantRule::Keep { why: "data and updates would need one range" },
 };
 
-pub(super) const OPS: &[OpDef] =
-    &[SCATTER_ND, OpDef { since: 16, ..SCATTER_ND }, OpDef { since: 18, ..SCATTER_ND }];
+pub(super) const OPS: &[OpDef] = &[SCATTER_ND, OpDef { since: 16, ..SCATTER_ND }, OpDef { since: 18, ..SCATTER_ND }];
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     ctx.same_as(0);
@@ -58,14 +57,11 @@ mod tests {
         };
         let row = || Tensor::of(&[1, 1], vec![-1i64]);
         case(row(), Tensor::of(&[1, 2], vec![8, 9])).expect(&[Tensor::of(&[2, 2], vec![1, 2, 8, 9])]);
-        case(row(), Tensor::of(&[1, 2], vec![8, 9])).attr("reduction", "add").expect(&[Tensor::of(
-            &[2, 2],
-            vec![1, 2, 11, 13],
-        )]);
-        case(Tensor::of(&[1, 2], vec![0i64, 1]), Tensor::vector(vec![7])).expect(&[Tensor::of(
-            &[2, 2],
-            vec![1, 7, 3, 4],
-        )]);
+        case(row(), Tensor::of(&[1, 2], vec![8, 9]))
+            .attr("reduction", "add")
+            .expect(&[Tensor::of(&[2, 2], vec![1, 2, 11, 13])]);
+        case(Tensor::of(&[1, 2], vec![0i64, 1]), Tensor::vector(vec![7]))
+            .expect(&[Tensor::of(&[2, 2], vec![1, 7, 3, 4])]);
         case(row(), Tensor::vector(vec![8, 9])).fails("input 2 (updates) has shape [2]");
         case(Tensor::of(&[1, 1], vec![2i64]), Tensor::of(&[1, 2], vec![8, 9])).fails("out of range");
     }

@@ -50,7 +50,9 @@ fn range(start: i64, end: i64, step: i64, n: usize) -> Result<(usize, i64, usize
 fn symbolic(n: &Dim, start: &Dim, end: &Dim, step: i64) -> Dim {
     if step < 1 {
         // The whole dimension backwards.
-        let all = step == -1 && sym::constant(start) == Some(-1) && sym::constant(end).is_some_and(|e| e <= -i64::from(i32::MAX));
+        let all = step == -1
+            && sym::constant(start) == Some(-1)
+            && sym::constant(end).is_some_and(|e| e <= -i64::from(i32::MAX));
         return if all { n.clone() } else { Dim::Unknown };
     }
     const FAR: i64 = i32::MAX as i64;
@@ -66,7 +68,9 @@ fn symbolic(n: &Dim, start: &Dim, end: &Dim, step: i64) -> Dim {
     let end = match sym::constant(end) {
         Some(c) if c >= FAR => n.clone(),
         // Whether a fixed end lies inside is not known.
-        Some(c) if c >= 0 && start.known().is_some() && c as usize <= start.known().unwrap_or(0) => return Dim::Known(0),
+        Some(c) if c >= 0 && start.known().is_some() && c as usize <= start.known().unwrap_or(0) => {
+            return Dim::Known(0);
+        }
         Some(c) if c >= 0 => return Dim::Unknown,
         _ => from_end(end),
     };
@@ -107,9 +111,10 @@ fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
                 out[a] = match (shape[a].known(), fixed, step) {
                     (Some(n), Some(((step, start), end)), _) => {
                         let (first, step, len) = range(start, end, step, n)?;
-                        selected = selected.take().filter(|v| v.len() == n).map(|v| {
-                            (0..len as i64).map(|k| v[(first as i64 + k * step) as usize].clone()).collect()
-                        });
+                        selected = selected
+                            .take()
+                            .filter(|v| v.len() == n)
+                            .map(|v| (0..len as i64).map(|k| v[(first as i64 + k * step) as usize].clone()).collect());
                         Dim::Known(len)
                     }
                     (_, _, Some(step)) => {

@@ -44,7 +44,10 @@ fn sizes(n: usize, given: Option<&[i64]>, n_outputs: usize, even: bool) -> Resul
         return Ok(v);
     }
     ensure!(n_outputs > 0, "there are no outputs to split into");
-    ensure!(!even || n.is_multiple_of(n_outputs), "a dimension of size {n} does not split into {n_outputs} equal parts");
+    ensure!(
+        !even || n.is_multiple_of(n_outputs),
+        "a dimension of size {n} does not split into {n_outputs} equal parts"
+    );
     let chunk = n.div_ceil(n_outputs);
     Ok((0..n_outputs).map(|i| chunk.min(n.saturating_sub(i * chunk))).collect())
 }

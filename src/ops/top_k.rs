@@ -36,7 +36,11 @@ pub(super) const OPS: &[OpDef] = &[
 ];
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
-    let k = if ctx.opset < 10 { ctx.attrs.int("k").map(sym::of_int) } else { ctx.values(1).and_then(|v| v.first().cloned()) };
+    let k = if ctx.opset < 10 {
+        ctx.attrs.int("k").map(sym::of_int)
+    } else {
+        ctx.values(1).and_then(|v| v.first().cloned())
+    };
     let shape = match ctx.shape(0) {
         None => None,
         Some(s) => {
@@ -110,23 +114,19 @@ mod tests {
     fn selects_with_ties_by_index() {
         let x = Tensor::of(&[2, 4], vec![1.0f32, 3.0, 3.0, 2.0, 5.0, 4.0, 6.0, 4.0]);
         let case = |k: i64| Case::new("TopK", 11).input(x.clone()).input(Tensor::vector(vec![k])).outputs(2);
-        case(2).expect(&[
-            Tensor::of(&[2, 2], vec![3.0f32, 3.0, 6.0, 5.0]),
-            Tensor::of(&[2, 2], vec![1i64, 2, 2, 0]),
-        ]);
-        case(2).attr("largest", 0).expect(&[
-            Tensor::of(&[2, 2], vec![1.0f32, 2.0, 4.0, 4.0]),
-            Tensor::of(&[2, 2], vec![0i64, 3, 1, 3]),
-        ]);
-        case(1).attr("axis", 0).expect(&[
-            Tensor::of(&[1, 4], vec![5.0f32, 4.0, 6.0, 4.0]),
-            Tensor::of(&[1, 4], vec![1i64, 1, 1, 1]),
-        ]);
+        case(2).expect(&[Tensor::of(&[2, 2], vec![3.0f32, 3.0, 6.0, 5.0]), Tensor::of(&[2, 2], vec![1i64, 2, 2, 0])]);
+        case(2)
+            .attr("largest", 0)
+            .expect(&[Tensor::of(&[2, 2], vec![1.0f32, 2.0, 4.0, 4.0]), Tensor::of(&[2, 2], vec![0i64, 3, 1, 3])]);
+        case(1)
+            .attr("axis", 0)
+            .expect(&[Tensor::of(&[1, 4], vec![5.0f32, 4.0, 6.0, 4.0]), Tensor::of(&[1, 4], vec![1i64, 1, 1, 1])]);
         case(0).expect(&[Tensor::of(&[2, 0], Vec::<f32>::new()), Tensor::of(&[2, 0], Vec::<i64>::new())]);
-        Case::new("TopK", 9).input(Tensor::vector(vec![1.0f32, f32::NAN])).attr("k", 1).outputs(2).expect(&[
-            Tensor::vector(vec![f32::NAN]),
-            Tensor::vector(vec![1i64]),
-        ]);
+        Case::new("TopK", 9)
+            .input(Tensor::vector(vec![1.0f32, f32::NAN]))
+            .attr("k", 1)
+            .outputs(2)
+            .expect(&[Tensor::vector(vec![f32::NAN]), Tensor::vector(vec![1i64])]);
         case(5).fails("expected at most the dimension's size 4");
         case(-1).fails("input 1 (K) is -1");
     }

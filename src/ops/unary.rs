@@ -6,7 +6,7 @@
 //! Quantized: no.
 //! Errors: another element type.
 
-use super::elementwise::{each, UNARY, map, map_tensor, scalars, wrong_type};
+use super::elementwise::{UNARY, each, map, map_tensor, scalars, wrong_type};
 use super::{Call, Item, OpDef};
 use crate::error::Result;
 use crate::kernels::math;
@@ -124,7 +124,9 @@ mod tests {
             Case::new(op, 13).input(v(x)).tolerance(1e-6).expect(&[v(y)]);
         }
         let h = |x: f32| half::f16::from_f32(x);
-        Case::new("Exp", 13).input(Tensor::vector(vec![h(1.0)])).expect(&[Tensor::vector(vec![h(std::f32::consts::E)])]);
+        Case::new("Exp", 13)
+            .input(Tensor::vector(vec![h(1.0)]))
+            .expect(&[Tensor::vector(vec![h(std::f32::consts::E)])]);
         Case::new("Exp", 13).input(Tensor::scalar(1.0f64)).expect(&[Tensor::scalar(1.0f64.exp())]);
     }
 

@@ -81,9 +81,8 @@ fn release_capture(model: &mut Model, id: GraphId, v: ValueId) {
     let Some(owner) = model.graph(id).owner() else { return };
     let still_used = model.graph(outer).node(owner.node).attrs.graphs().any(|body| {
         let b = model.graph(body);
-        b.values().any(|w| {
-            (body, w) != (id, v) && matches!(b.value(w).def, Def::Capture(o, s) if (o, s) == (outer, source))
-        })
+        b.values()
+            .any(|w| (body, w) != (id, v) && matches!(b.value(w).def, Def::Capture(o, s) if (o, s) == (outer, source)))
     });
     if !still_used {
         model.graph_mut(outer).remove_capture(owner.node, source);

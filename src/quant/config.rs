@@ -2,16 +2,9 @@
 
 use super::annotate::Excluded;
 use super::target::Target;
+use crate::calibrate::Method;
 use crate::error::{Result, WithHelp, bail};
 use crate::ir::Model;
-
-/// How ranges of activations are chosen from what calibration saw.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub enum Method {
-    /// Smallest and largest value.
-    #[default]
-    MinMax,
-}
 
 /// Choices for one run.
 pub struct Config {

@@ -22,7 +22,7 @@ use crate::interp::{CompileOptions, Program};
 use crate::ir::Model;
 use crate::passes;
 
-pub use config::{Config, Method, refuse_quantized};
+pub use config::{Config, refuse_quantized};
 pub use plan::QuantPlan;
 pub use progress::{Progress, Quiet};
 pub use report::Report;

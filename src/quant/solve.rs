@@ -1,6 +1,7 @@
 //! From observations to a complete plan and an emitted model.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use rayon::prelude::*;
 
@@ -11,6 +12,7 @@ use super::params::{QParams, Range, WeightParams};
 use super::plan::{Decision, Place, QuantPlan, RangeFrom, WeightPlan};
 use super::progress::Progress;
 use super::realize::qdq;
+use crate::calibrate::Tracker;
 use crate::calibrate::dataset::Dataset;
 use crate::diag::Sink;
 use crate::error::{At, Context, Location, Result, WithHelp, anyhow, bail};
@@ -22,36 +24,21 @@ use crate::passes;
 /// What calibration saw of one tensor.
 #[derive(Debug, Clone, Copy)]
 pub struct Stats {
-    /// Smallest finite value.
+    /// Smallest finite value; larger than `max` when there was none.
     pub min: f32,
     /// Largest finite value.
     pub max: f32,
+    /// The range that the calibration method chose.
+    pub range: Range,
     /// Elements that were not finite.
     pub not_finite: u64,
 }
 
-impl Default for Stats {
-    fn default() -> Self {
-        Stats { min: f32::INFINITY, max: f32::NEG_INFINITY, not_finite: 0 }
-    }
-}
-
-impl Stats {
-    fn see(&mut self, x: &[f32]) {
-        for &x in x {
-            if x.is_finite() {
-                self.min = self.min.min(x);
-                self.max = self.max.max(x);
-            } else {
-                self.not_finite += 1;
-            }
-        }
-    }
-
-    fn merge(&mut self, o: &Stats) {
-        self.min = self.min.min(o.min);
-        self.max = self.max.max(o.max);
-        self.not_finite += o.not_finite;
+impl From<&Tracker> for Stats {
+    fn from(t: &Tracker) -> Self {
+        let (low, high) = t.range().unwrap_or_default();
+        let not_finite = t.n_nan + t.n_inf + t.n_neg_inf;
+        Stats { min: t.min, max: t.max, range: Range::new(low, high), not_finite }
     }
 }
 
@@ -77,49 +64,59 @@ pub fn observe(
     let n = data.len();
     progress.begin("calibrating", n as u64);
     let inner = if n >= config.threads { 1 } else { config.threads };
-    let per_sample = (0..n)
+    // Both reductions keep the order of the samples, whatever the number of threads.
+    let trackers = (0..n)
         .into_par_iter()
-        .map(|i| {
+        .try_fold(Trackers::new, |mut all, i| {
             let sample = data.sample(i)?;
-            let mut seen = Observed::new();
             let options = RunOptions { threads: inner, ..RunOptions::default() };
             let outcome = program.run_named(&sample.inputs, options, &mut |g: GraphId, v: ValueId, item: &Item| {
                 if let Item::Tensor(t) = item
                     && let Ok(x) = t.slice::<f32>()
                 {
-                    seen.entry((g, v)).or_default().see(x);
+                    all.entry((g, v)).or_insert_with(|| config.method.tracker()).see(x);
                 }
                 Ok(())
             });
             outcome.with_context(|| sample.origin.clone())?;
             progress.advance(1);
-            Ok(seen)
-        })
-        .try_fold(Observed::new, |mut all, seen: Result<Observed>| {
-            merge(&mut all, seen?);
             Ok::<_, anyhow::Error>(all)
         })
-        .try_reduce(Observed::new, |mut a, b| {
-            merge(&mut a, b);
+        .try_reduce(Trackers::new, |mut a, b| {
+            merge(&mut a, b)?;
             Ok(a)
         })?;
     progress.end();
-    for (&(g, v), s) in &per_sample {
-        if s.not_finite > 0 {
+    let observed: Observed = trackers.par_iter().map(|(&place, t)| (place, Stats::from(t))).collect();
+    for (&(g, v), t) in &trackers {
+        // Minus infinity is what masks are made of.
+        if t.n_nan + t.n_inf > 0 {
             sink.warn(
                 "not-finite-activation",
                 Location::value(&model.graph(g).value(v).name),
-                format!("{} elements were not finite during calibration; the others give the range", s.not_finite),
+                format!(
+                    "{} NaN and {} infinite elements during calibration; the others give the range",
+                    t.n_nan,
+                    t.n_inf + t.n_neg_inf
+                ),
             );
         }
     }
-    Ok(per_sample)
+    Ok(observed)
 }
 
-fn merge(into: &mut Observed, from: Observed) {
-    for (place, s) in from {
-        into.entry(place).or_default().merge(&s);
+type Trackers = BTreeMap<Place, Tracker>;
+
+fn merge(into: &mut Trackers, later: Trackers) -> Result<()> {
+    for (place, t) in later {
+        match into.entry(place) {
+            Entry::Occupied(mut o) => o.get_mut().merge(&t)?,
+            Entry::Vacant(v) => {
+                v.insert(t);
+            }
+        }
     }
+    Ok(())
 }
 
 /// Makes plans complete and models of plans.
@@ -191,7 +188,7 @@ impl Solver<'_> {
             if let RangeFrom::Fixed(lo, hi) = t.range {
                 *fixed = Some(Range { min: lo, max: hi });
             } else if let Some(s) = self.observed.get(place).filter(|s| s.min <= s.max) {
-                let r = Range::new(s.min, s.max);
+                let r = s.range;
                 *observed = Some(observed.map_or(r, |o| o.union(r)));
             }
         }

@@ -134,7 +134,12 @@ fn open_one(path: &Path, request: &Request, sink: &mut Sink) -> Result<Box<dyn D
             return Ok(data);
         }
     }
-    let meta = std::fs::metadata(path).with_context(|| format!("cannot read data '{}'", path.display()))?;
+    let meta = match std::fs::metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            bail!("cannot read data '{}': no such file or folder", path.display())
+        }
+        meta => meta.with_context(|| format!("cannot read data '{}'", path.display()))?,
+    };
     let found = if !meta.is_dir() {
         "is no data file that is known".to_owned()
     } else {
@@ -146,6 +151,14 @@ fn open_one(path: &Path, request: &Request, sink: &mut Sink) -> Result<Box<dyn D
         }
     };
     Err(anyhow!("data '{}' {found}", path.display())).help(|| format!("accepted are {}", accepted()))
+}
+
+/// The `test_data_set_N` folders at a path, in natural order; none when it holds no such thing.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn test_data_sets(path: &Path) -> Result<Vec<PathBuf>> {
+    test_data_set::folders(path)
 }
 
 /// What can be given as data, in one line.

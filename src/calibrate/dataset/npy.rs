@@ -415,6 +415,14 @@ pub fn write_npz<'a>(
     Ok(())
 }
 
+/// The named tensors of an `.npz` file, in the file's order.
+///
+/// # Errors
+/// It cannot be read or is no `.npz` file, or an array is of a type that ONNX does not have.
+pub fn read_npz(path: &std::path::Path) -> Result<Vec<(String, Tensor)>> {
+    super::array::Array::npz(path)?.into_iter().map(|(name, array)| Ok((name, array.load()?))).collect()
+}
+
 /// NumPy's type string and the little-endian bytes of a tensor.
 fn encode(tensor: &Tensor) -> Result<(String, Vec<u8>)> {
     fn little<T: Pod>(v: &[T], part: usize) -> Vec<u8> {

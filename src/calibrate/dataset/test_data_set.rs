@@ -12,17 +12,20 @@ use crate::error::{Result, bail};
 
 pub(super) const SOURCE: Source = Source { accepts: "test_data_set_N folders with input_M.pb", open };
 
-fn open(path: &Path, request: &Request, _: &mut Sink) -> Result<Option<Box<dyn Dataset>>> {
+/// The folders of one sample each, in natural order: the path itself or what is in it; none when it holds no such thing.
+pub(super) fn folders(path: &Path) -> Result<Vec<PathBuf>> {
+    let is_set = |p: &PathBuf| p.is_dir() && p.join("input_0.pb").is_file();
     if !path.is_dir() {
-        return Ok(None);
-    }
-    let is_set =
-        |p: &PathBuf| p.is_dir() && (file_name(p).starts_with("test_data_set") || p.join("input_0.pb").is_file());
-    let folders: Vec<PathBuf> = if path.join("input_0.pb").is_file() {
-        vec![path.to_owned()]
+        Ok(Vec::new())
+    } else if path.join("input_0.pb").is_file() {
+        Ok(vec![path.to_owned()])
     } else {
-        listing(path)?.into_iter().filter(is_set).collect()
-    };
+        Ok(listing(path)?.into_iter().filter(is_set).collect())
+    }
+}
+
+fn open(path: &Path, request: &Request, _: &mut Sink) -> Result<Option<Box<dyn Dataset>>> {
+    let folders = folders(path)?;
     if folders.is_empty() {
         return Ok(None);
     }

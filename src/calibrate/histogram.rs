@@ -1,0 +1,229 @@
+//! A histogram that grows with the data: bins whose width is a power of two, aligned to zero.
+//!
+//! Bin `i` holds the values of `[i w, (i + 1) w)`, where `w = 2^exponent` is the smallest width at which all values seen
+//! so far fit into [`MAX_BINS`] bins. Doubling the width joins bins `2 i` and `2 i + 1` into `i`, exactly. So the
+//! histogram depends on the values alone: not on their order, and not on how they were dealt out to histograms that
+//! were merged later. At least half of [`MAX_BINS`] bins lie between the smallest and the largest value.
+
+use serde_json::{Value, json};
+
+use super::Batch;
+use crate::error::{Context, Result, ensure};
+
+/// Bins at most. A one-sided half of them still leaves more than 2,048 to a search over absolute values.
+pub const MAX_BINS: usize = 8192;
+/// The narrowest bins: below, floats lose bits, and a range that small quantizes to nothing anyway.
+const MIN_EXPONENT: i32 = -110;
+
+/// Counts of values by size; see the module documentation.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Histogram {
+    /// The width of a bin is two to this power.
+    exponent: i32,
+    /// The number of the first bin.
+    first: i64,
+    /// Values in each bin, from the first on.
+    counts: Vec<u64>,
+}
+
+/// Two to a power, exactly.
+fn pow2(exponent: i32) -> f64 {
+    f64::from(exponent).exp2()
+}
+
+/// The bin that a value falls into at a width.
+fn bin(x: f32, exponent: i32) -> i64 {
+    (f64::from(x) * pow2(-exponent)).floor() as i64
+}
+
+impl Histogram {
+    /// Counts the values of a batch.
+    pub fn observe(&mut self, batch: &Batch<'_>) {
+        self.fit(batch.min, batch.max);
+        let scale = pow2(-self.exponent) as f32;
+        let first = self.first as i32;
+        // Four tables, so that equal neighbours (zeros behind a Relu) do not wait for each other's increments; worth
+        // their upkeep for large tensors only.
+        if batch.values.len() < MAX_BINS {
+            for &x in batch.values {
+                let i = index(x, scale, first);
+                self.counts[i] += 1;
+            }
+            return;
+        }
+        let n = self.counts.len();
+        let mut tables = vec![0u32; 4 * n];
+        let (t0, rest) = tables.split_at_mut(n);
+        let (t1, rest) = rest.split_at_mut(n);
+        let (t2, t3) = rest.split_at_mut(n);
+        // So many fit into 32 bits.
+        for part in batch.values.chunks(1 << 31) {
+            let (quads, rest) = part.as_chunks::<4>();
+            for q in quads {
+                t0[index(q[0], scale, first)] += 1;
+                t1[index(q[1], scale, first)] += 1;
+                t2[index(q[2], scale, first)] += 1;
+                t3[index(q[3], scale, first)] += 1;
+            }
+            for &x in rest {
+                t0[index(x, scale, first)] += 1;
+            }
+            for (i, c) in self.counts.iter_mut().enumerate() {
+                *c += [&t0, &t1, &t2, &t3].iter().map(|t| u64::from(t[i])).sum::<u64>();
+            }
+            [&mut *t0, t1, t2, t3].into_iter().for_each(|t| t.fill(0));
+        }
+    }
+
+    /// Adds the counts of another histogram.
+    pub fn merge(&mut self, other: &Histogram) {
+        if other.counts.is_empty() {
+            return;
+        }
+        if self.counts.is_empty() {
+            *self = other.clone();
+            return;
+        }
+        let mut other = other.clone();
+        let mut exponent = self.exponent.max(other.exponent);
+        loop {
+            self.widen(exponent);
+            other.widen(exponent);
+            let first = self.first.min(other.first);
+            let last = self.last().max(other.last());
+            if (last - first) < MAX_BINS as i64 {
+                self.cover(first, last);
+                break;
+            }
+            exponent += 1;
+        }
+        let offset = (other.first - self.first) as usize;
+        for (c, o) in self.counts[offset..].iter_mut().zip(&other.counts) {
+            *c += o;
+        }
+    }
+
+    /// The number of values.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// The width of a bin.
+    #[must_use]
+    pub fn width(&self) -> f64 {
+        pow2(self.exponent)
+    }
+
+    /// The bins: lower edge and count, in order.
+    pub fn bins(&self) -> impl DoubleEndedIterator<Item = (f64, u64)> + ExactSizeIterator {
+        let width = self.width();
+        self.counts.iter().enumerate().map(move |(i, &c)| ((self.first + i as i64) as f64 * width, c))
+    }
+
+    /// Counts by absolute value: the bin from 0 to the width first.
+    #[must_use]
+    pub fn absolute(&self) -> Vec<u64> {
+        let mut counts = vec![0; (self.last() + 1).max(-self.first).max(0) as usize];
+        for (i, &c) in self.counts.iter().enumerate() {
+            let bin = self.first + i as i64;
+            // Bin -1 is the mirror image of bin 0.
+            let bin = if bin < 0 { -1 - bin } else { bin };
+            counts[bin as usize] += c;
+        }
+        counts
+    }
+
+    /// The number of the last bin.
+    fn last(&self) -> i64 {
+        self.first + self.counts.len() as i64 - 1
+    }
+
+    /// Makes room for values between `min` and `max`.
+    fn fit(&mut self, min: f32, max: f32) {
+        let mut exponent = if self.counts.is_empty() {
+            // The smallest that may do; the loop finds the one that does.
+            let span = f64::from(max) - f64::from(min);
+            ((span / MAX_BINS as f64).log2().floor() as i32).max(MIN_EXPONENT)
+        } else {
+            self.exponent
+        };
+        loop {
+            let (lo, hi) = (bin(min, exponent), bin(max, exponent));
+            let (first, last) = if self.counts.is_empty() {
+                (lo, hi)
+            } else {
+                self.widen(exponent);
+                (lo.min(self.first), hi.max(self.last()))
+            };
+            // Bin numbers are computed in 32-bit floats: beyond this they would not be exact.
+            let is_exact = first.abs().max(last.abs()) < 1 << 23;
+            if last - first < MAX_BINS as i64 && is_exact {
+                if self.counts.is_empty() {
+                    (self.exponent, self.first) = (exponent, first);
+                }
+                self.cover(first, last);
+                return;
+            }
+            exponent += 1;
+        }
+    }
+
+    /// Doubles the width of the bins until it is two to this power.
+    fn widen(&mut self, exponent: i32) {
+        let shift = exponent - self.exponent;
+        if shift <= 0 || self.counts.is_empty() {
+            return;
+        }
+        let shift = shift.min(62);
+        let first = self.first >> shift;
+        let mut counts = vec![0; ((self.last() >> shift) - first + 1) as usize];
+        for (i, &c) in self.counts.iter().enumerate() {
+            counts[(((self.first + i as i64) >> shift) - first) as usize] += c;
+        }
+        (self.exponent, self.first, self.counts) = (exponent, first, counts);
+    }
+
+    /// Adds empty bins at both ends.
+    fn cover(&mut self, first: i64, last: i64) {
+        if !self.counts.is_empty() && first < self.first {
+            let missing = (self.first - first) as usize;
+            self.counts.splice(0..0, std::iter::repeat_n(0, missing));
+            self.first = first;
+        }
+        let n = (last - self.first + 1) as usize;
+        if n > self.counts.len() {
+            self.counts.resize(n, 0);
+        }
+    }
+
+    /// For a cache: the exponent, the number of the first bin and the counts.
+    #[must_use]
+    pub fn save(&self) -> Value {
+        json!({ "exponent": self.exponent, "first": self.first, "counts": self.counts })
+    }
+
+    /// From a cache.
+    ///
+    /// # Errors
+    /// A field is missing, of another type or out of bounds.
+    pub fn load(saved: &Value) -> Result<Self> {
+        let int =
+            |name: &str| saved.get(name).and_then(Value::as_i64).with_context(|| format!("\"{name}\" is no integer"));
+        let counts = saved.get("counts").and_then(Value::as_array).context("\"counts\" is no list")?;
+        let counts = counts.iter().map(|c| c.as_u64().context("a count is no integer")).collect::<Result<Vec<_>>>()?;
+        let (exponent, first) = (int("exponent")?, int("first")?);
+        ensure!(counts.len() <= MAX_BINS, "{} bins, at most {MAX_BINS} are allowed", counts.len());
+        ensure!((i64::from(MIN_EXPONENT)..=128).contains(&exponent) && first.abs() < 1 << 24, "bins out of bounds");
+        Ok(Histogram { exponent: exponent as i32, first, counts })
+    }
+}
+
+/// The index of a value's bin. The scale is a power of two, so the product is exact; converting truncates, and one less
+/// makes that a floor for what lies below zero.
+#[inline]
+fn index(x: f32, scale: f32, first: i32) -> usize {
+    let v = x * scale;
+    let t = v as i32;
+    (t - i32::from((t as f32) > v) - first) as usize
+}

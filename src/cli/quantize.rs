@@ -1,0 +1,336 @@
+//! The one-shot form and `quantize`: reads a model and data, quantizes, writes, and says what came of it.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use super::dump::{self, Dump};
+use super::select::{self, Selection};
+use super::session::{Session, print_json, usage};
+use super::summary::Summary;
+use crate::calibrate;
+use crate::calibrate::dataset::{Dataset, Samples, Split, split};
+use crate::diag::Sink;
+use crate::error::{Context, Location, Result, WithHelp, anyhow, bail, ensure};
+use crate::ir::Model;
+use crate::onnx::{External, WriteOptions};
+use crate::quant::{self, Config, target::Target};
+
+/// Arguments of the one-shot form and of `quantize`.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+pub(super) struct Args {
+    /// The float model
+    #[arg(value_name = "IN.onnx", required = true)]
+    input: Option<PathBuf>,
+    /// The quantized model [default: IN.int8.onnx]
+    #[arg(value_name = "OUT.onnx")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    calib: CalibArgs,
+    #[command(flatten)]
+    scheme: SchemeArgs,
+    #[command(flatten)]
+    select: select::Args,
+    #[command(flatten)]
+    dump: dump::Args,
+    /// Show the plan and write nothing
+    #[arg(long, help_heading = "Debugging")]
+    dry_run: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+#[command(next_help_heading = "Calibration")]
+struct CalibArgs {
+    /// Calibration data: folder of .npz or .npy, one .npz or .npy, test_data_set_N folders, or `random`; repeatable
+    #[arg(short, long, value_name = "DATA")]
+    calib: Vec<PathBuf>,
+    /// Most samples to use, spread evenly over the data
+    #[arg(short = 'n', long, value_name = "N", default_value = "300",
+          visible_aliases = ["num-samples", "num-calib-data"], alias = "subset-size")]
+    calib_samples: std::num::NonZeroUsize,
+    /// How the ranges of activations are chosen
+    #[arg(long, value_name = "METHOD", default_value = "min-max", value_parser = methods(), ignore_case = true,
+          visible_alias = "calibration-method")]
+    calib_method: String,
+    /// Share of the values that the range holds, for `--calib-method percentile`
+    #[arg(long, value_name = "P", default_value_t = 99.999, value_parser = percentile)]
+    percentile: f64,
+    /// Samples held out to measure the result, as a fraction; at least one
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.2, value_parser = fraction)]
+    holdout: f64,
+    /// Shape of an input for `random` data, where the model leaves it open
+    #[arg(long, value_name = "NAME:1,3,224,224")]
+    input_shape: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+#[command(next_help_heading = "Scheme")]
+struct SchemeArgs {
+    /// The runtime that the model is for
+    #[arg(short, long, value_name = "TARGET", default_value = "ort-cpu", value_parser = targets())]
+    target: String,
+    /// Output SQNR that the result must reach on held-out samples; operators stay float until it does
+    #[arg(long, value_name = "DB", default_value_t = 20.0)]
+    min_sqnr: f64,
+    /// Where weights go: into the model file, or into a file beside it
+    #[arg(long, value_name = "WHERE", default_value = "auto")]
+    external_data: Where,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Where {
+    /// Beside it above 1.5 GB, or when the input's are
+    Auto,
+    /// Beside it
+    Always,
+    /// Into the model file
+    Never,
+}
+
+fn targets() -> clap::builder::PossibleValuesParser {
+    let all = Target::all().unwrap_or_default();
+    all.into_iter().map(|t| clap::builder::PossibleValue::new(t.name).help(t.description)).collect::<Vec<_>>().into()
+}
+
+fn methods() -> clap::builder::PossibleValuesParser {
+    let value = |c: &&'static calibrate::Calibrator| {
+        // With underscores and without separators, too, as other tools write them.
+        let spelled = c.aliases.iter().chain([&c.name]).flat_map(|a| [a.replace('-', "_"), a.replace('-', "")]);
+        let aliases: Vec<String> = c.aliases.iter().map(|a| (*a).to_owned()).chain(spelled).collect();
+        clap::builder::PossibleValue::new(c.name).aliases(aliases).help(c.summary)
+    };
+    calibrate::ALL.iter().map(value).collect::<Vec<_>>().into()
+}
+
+fn percentile(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(p) if p > 0.0 && p <= 100.0 => Ok(p),
+        _ => Err("expected a number above 0, at most 100".into()),
+    }
+}
+
+fn fraction(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(f) if (0.0..1.0).contains(&f) => Ok(f),
+        _ => Err("expected a number from 0 to 1 (not included)".into()),
+    }
+}
+
+pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
+    let Some(input) = args.input else { return usage("no model was given") };
+    let selection = Selection::new(&args.select)?;
+    let mut dump = Dump::new(&args.dump)?;
+    let model = session.read(&input)?;
+    dump.see("load", &model);
+    quant::refuse_quantized(&model).with_context(|| format!("cannot quantize '{}'", input.display()))?;
+    let output = args.output.unwrap_or_else(|| default_output(&input));
+    if !args.dry_run {
+        check_output(&input, &output)?;
+    }
+
+    let paths = data_paths(args.calib.calib, &input, session)?;
+    let samples = Arc::new(session.data(&paths, &model, &args.calib.input_shape)?);
+    let split = split_samples(&samples, args.calib.holdout, args.calib.calib_samples.get(), session)?;
+    session.flush();
+
+    let excluding = selection.clone();
+    let base = Config::new(&args.scheme.target)?;
+    let calibrator = calibrate::find(&args.calib.calib_method).context("unknown calibration method")?;
+    let bits = base.target.activation()?.bits() as u32;
+    let settings = calibrate::Settings { percentile: args.calib.percentile, bits };
+    let config = Config {
+        method: calibrate::Method { calibrator, settings },
+        exclude: Box::new(move |label, op_type| excluding.excludes(label, op_type)),
+        min_sqnr_db: args.scheme.min_sqnr,
+        threads: session.threads,
+        ..base
+    };
+    let mut summary = Summary::new(&input, &output, &config);
+    if args.dry_run {
+        return plan(model, &config, &selection, &split, &mut dump, session);
+    }
+    check_selection(&selection, &model, &config)?;
+    let data = quant::Data { calibration: &split.calibration, holdout: &split.held_out, is_shared: split.is_shared };
+    let bar = session.progress();
+    let result = quant::quantize(model, &config, &data, &bar, &mut |stage, m| dump.see(stage, m), &mut session.sink);
+    drop(bar);
+    samples.report(&mut session.sink);
+    session.flush();
+    let done = result.with_context(|| format!("cannot quantize '{}'", input.display()))?;
+
+    let external = match args.scheme.external_data {
+        Where::Auto => External::Auto,
+        Where::Always => External::Always,
+        Where::Never => External::Never,
+    };
+    crate::onnx::write(&done.model, &output, &WriteOptions { external, inputs: vec![input.clone()] })?;
+    summary.finish(&done, session)?;
+    let is_met = done.report.is_floor_met;
+    if dump.is_wanted() {
+        dump.print()?;
+        session.say(&summary.table());
+    } else if session.json {
+        print_json(&summary.json(session))?;
+    } else {
+        let text = if session.verbose > 0 { done.plan.print(&done.prepared) } else { String::new() };
+        if !session.quiet {
+            super::session::print(&format!("{}{text}", summary.table()))?;
+        }
+    }
+    if !is_met {
+        session.say(&format!(
+            "the outputs do not reach {} dB SQNR (--min-sqnr); the best model that was found is written",
+            args.scheme.min_sqnr
+        ));
+    }
+    Ok(ExitCode::from(if is_met { 0 } else { 3 }))
+}
+
+/// Prints what would be done.
+fn plan(
+    mut model: Model,
+    config: &Config,
+    selection: &Selection,
+    split: &Split,
+    dump: &mut Dump,
+    session: &mut Session,
+) -> Result<ExitCode> {
+    check_selection(selection, &model, config)?;
+    prepare(&mut model, config, &mut |stage, m| dump.see(stage, m), &mut session.sink)?;
+    let sample = split.calibration.sample(0)?;
+    let plan = quant::plan_only(&model, config, &sample.inputs)
+        .with_context(|| format!("running the float model on {}", sample.origin))?;
+    session.flush();
+    if dump.is_wanted() {
+        dump.print()?;
+    } else if session.json {
+        print_json(&super::summary::plan_json(&plan, &model))?;
+    } else {
+        super::session::print(&plan.print(&model))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Fails when a pattern of the user's names nothing, neither in the file nor in what the passes make of it (which is
+/// where the names of a plan come from).
+fn check_selection(selection: &Selection, model: &Model, config: &Config) -> Result<()> {
+    if selection.check(&[model]).is_ok() {
+        return Ok(());
+    }
+    let mut prepared = model.clone();
+    prepare(&mut prepared, config, &mut |_, _| {}, &mut Sink::default())?;
+    selection.check(&[model, &prepared])
+}
+
+/// What the model goes through before it is planned.
+pub(super) fn prepare(
+    model: &mut Model,
+    config: &Config,
+    observer: &mut dyn FnMut(&str, &Model),
+    sink: &mut Sink,
+) -> Result<()> {
+    let mut ctx = crate::passes::Ctx::new(sink).opset_floor(config.target.opset);
+    crate::passes::manager::run(model, &crate::passes::PREPARE, &mut ctx, observer)?;
+    crate::infer::infer(model, sink)?;
+    observer("prepare", model);
+    Ok(())
+}
+
+/// `model.onnx` becomes `model.int8.onnx`, beside it.
+fn default_output(input: &Path) -> PathBuf {
+    input.with_extension("int8.onnx")
+}
+
+/// Fails before the work, not after it, when the output cannot be written.
+fn check_output(input: &Path, output: &Path) -> Result<()> {
+    let folder = match output.parent() {
+        Some(p) if p.as_os_str().is_empty() => Path::new("."),
+        Some(p) => p,
+        None => bail!("cannot write '{}': it is no file", output.display()),
+    };
+    ensure!(!output.is_dir(), "cannot write '{}': it is a folder", output.display());
+    if let (Ok(i), Ok(o)) = (input.canonicalize(), output.canonicalize())
+        && i == o
+    {
+        return Err(anyhow!("the output '{}' is the input, which is never overwritten", output.display()))
+            .help(|| "give another output path".into());
+    }
+    ensure!(folder.is_dir(), "cannot write '{}': there is no folder '{}'", output.display(), folder.display());
+    tempfile::Builder::new()
+        .prefix(".onnx-quant-")
+        .tempfile_in(folder)
+        .with_context(|| format!("cannot write '{}'", output.display()))?;
+    Ok(())
+}
+
+/// The data that was given, or test data beside the model.
+fn data_paths(given: Vec<PathBuf>, input: &Path, session: &Session) -> Result<Vec<PathBuf>> {
+    if !given.is_empty() {
+        return Ok(given);
+    }
+    let folder = input.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let is_set = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with("test_data_set");
+    let has_sets = std::fs::read_dir(folder).is_ok_and(|entries| {
+        entries.flatten().any(|e| is_set(&e.file_name()) && e.path().join("input_0.pb").is_file())
+    });
+    if has_sets {
+        session.say(&format!("calibrating with the test_data_set folders beside the model, in '{}'", folder.display()));
+        return Ok(vec![folder.to_owned()]);
+    }
+    let e: Result<_> = usage("no calibration data was given");
+    e.help(|| {
+        "give samples of what the model will see: --calib DATA (`--calib random` only shows that it works)".into()
+    })
+}
+
+/// Splits the samples and says so where the split is not what one would expect.
+pub(super) fn split_samples(
+    samples: &Arc<Samples>,
+    holdout: f64,
+    limit: usize,
+    session: &mut Session,
+) -> Result<Split> {
+    let all: Arc<dyn Dataset> = Arc::<Samples>::clone(samples);
+    let split = split(&all, holdout, Some(limit))?;
+    if split.is_shared {
+        session.sink.warn(
+            "no-held-out-samples",
+            Location::default(),
+            "the result is measured on the calibration samples themselves: it will look better than it is",
+        );
+    }
+    if samples.len() > limit {
+        let message = format!("{limit} of {} samples are used, spread evenly", samples.len());
+        session.sink.note("calib-samples", Location::default(), message);
+    }
+    Ok(split)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_paths() {
+        assert_eq!(default_output(Path::new("a/resnet50.onnx")), Path::new("a/resnet50.int8.onnx"));
+        assert_eq!(default_output(Path::new("v1.2.onnx")), Path::new("v1.2.int8.onnx"));
+        let dir = tempfile::tempdir().unwrap();
+        let (input, output) = (dir.path().join("a.onnx"), dir.path().join("b.onnx"));
+        std::fs::write(&input, "x").unwrap();
+        check_output(&input, &output).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left behind");
+        let message = |o: &Path| format!("{:#}", check_output(&input, o).unwrap_err());
+        assert!(message(&dir.path().join(".").join("a.onnx")).contains("is the input"));
+        assert!(message(&dir.path().join("none/b.onnx")).contains("there is no folder"));
+        assert!(message(dir.path()).contains("is a folder"));
+    }
+
+    #[test]
+    fn fractions() {
+        assert_eq!(fraction("0.25"), Ok(0.25));
+        assert!(fraction("1").is_err() && fraction("-0.1").is_err() && fraction("x").is_err());
+    }
+}

@@ -1,0 +1,232 @@
+//! What came of a quantization, as a table for people and as JSON for programs.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::session::{Session, human_bytes, peak_memory};
+use crate::error::Result;
+use crate::ir::Model;
+use crate::quant::measure::OutputError;
+use crate::quant::plan::{Decision, QuantPlan};
+use crate::quant::{Config, Quantized, Report};
+
+/// Lines of nodes that stayed float in the table.
+const MAX_KEPT_LINES: usize = 6;
+/// Outputs in the table.
+const MAX_OUTPUTS: usize = 4;
+
+/// What came of a quantization.
+pub(super) struct Summary {
+    input: PathBuf,
+    output: PathBuf,
+    target: String,
+    method: &'static str,
+    bytes: (u64, u64),
+    report: Report,
+    elapsed: Duration,
+    peak_memory: Option<u64>,
+}
+
+impl Summary {
+    pub(super) fn new(input: &Path, output: &Path, config: &Config) -> Self {
+        Summary {
+            input: input.to_owned(),
+            output: output.to_owned(),
+            target: config.target.name.clone(),
+            method: config.method.calibrator.name,
+            bytes: (0, 0),
+            report: Report::default(),
+            elapsed: Duration::ZERO,
+            peak_memory: None,
+        }
+    }
+
+    /// Takes over what was done, after the model was written.
+    pub(super) fn finish(&mut self, done: &Quantized, session: &Session) -> Result<()> {
+        self.report = done.report.clone();
+        self.bytes = (size_on_disk(&self.input)?, size_on_disk(&self.output)?);
+        self.elapsed = session.elapsed();
+        self.peak_memory = peak_memory();
+        Ok(())
+    }
+
+    /// The table.
+    pub(super) fn table(&self) -> String {
+        let r = &self.report;
+        let mut t = String::new();
+        let samples = match (r.holdout_is_calibration, r.n_calibration) {
+            (true, n) => format!("{n} samples (none held out)"),
+            (false, n) => format!("{n} samples (+{} held out)", r.n_holdout),
+        };
+        let _ = writeln!(
+            t,
+            "{} -> {}   target {}, {}, {samples}",
+            self.input.display(),
+            self.output.display(),
+            self.target,
+            self.method
+        );
+        row(&mut t, "", "before", "after", "");
+        let ratio = match self.bytes.0 as f64 / self.bytes.1.max(1) as f64 {
+            smaller if smaller >= 1.0 => format!("({smaller:.2}x smaller)"),
+            larger => format!("({:.2}x larger)", 1.0 / larger),
+        };
+        row(&mut t, "size", &human_bytes(self.bytes.0), &human_bytes(self.bytes.1), &ratio);
+        let versions = |s: &crate::quant::report::Side| format!("{} / {}", s.opset, s.ir_version);
+        row(&mut t, "opset / IR", &versions(&r.before), &versions(&r.after), "");
+        let added = format!("QuantizeLinear {}, DequantizeLinear {}", r.n_quantize, r.n_dequantize);
+        row(&mut t, "nodes", &r.before.nodes.to_string(), &r.after.nodes.to_string(), &added);
+        let weighted: Vec<String> = r.weighted.iter().map(|(op, (q, of))| format!("{op} {q} of {of}")).collect();
+        row(&mut t, "int8 operators", "-", &r.n_integer.to_string(), &weighted.join(", "));
+        row(&mut t, "MACs in int8", "-", &percent(r.integer_macs, r.macs), "");
+        self.kept_rows(&mut t);
+        for (i, o) in r.outputs.iter().take(MAX_OUTPUTS).enumerate() {
+            let name = if r.outputs.len() > 1 { format!("{}: ", o.name) } else { String::new() };
+            long_row(&mut t, if i == 0 { "output error" } else { "" }, &format!("{name}{}", error_text(o)));
+        }
+        if r.outputs.len() > MAX_OUTPUTS {
+            let rest = &r.outputs[MAX_OUTPUTS..];
+            let worst = rest.iter().map(|o| o.sqnr_db).fold(f64::INFINITY, f64::min);
+            long_row(&mut t, "", &format!("{} more outputs, at least {}", rest.len(), decibels(worst)));
+        }
+        if r.outputs.is_empty() {
+            long_row(&mut t, "output error", "not measured: no output could be computed");
+        }
+        if r.holdout_is_calibration {
+            long_row(&mut t, "", "measured on the calibration samples, since none were held out");
+        }
+        for note in &r.notes {
+            long_row(&mut t, "note", note);
+        }
+        let memory = self.peak_memory.map_or(String::new(), |m| format!(" / {}", human_bytes(m)));
+        let label = if self.peak_memory.is_some() { "time / peak memory" } else { "time" };
+        long_row(&mut t, label, &format!("{:.1} s{memory}", self.elapsed.as_secs_f64()));
+        t
+    }
+
+    /// How many nodes stayed float, and why: one line per reason, the one with the most work first.
+    fn kept_rows(&self, t: &mut String) {
+        let kept = &self.report.kept;
+        let mut reasons: BTreeMap<(&str, &str), (u64, Vec<&str>)> = BTreeMap::new();
+        for k in kept {
+            let (macs, nodes) = reasons.entry((&k.op_type, &k.why)).or_default();
+            *macs += k.macs;
+            nodes.push(&k.node);
+        }
+        let mut reasons: Vec<_> = reasons.into_iter().collect();
+        reasons.sort_by_key(|((op, why), (macs, nodes))| (std::cmp::Reverse((*macs, nodes.len())), *op, *why));
+        row(t, "kept in float", "-", &kept.len().to_string(), "");
+        for ((op, why), (_, nodes)) in reasons.iter().take(MAX_KEPT_LINES) {
+            let what = match nodes.as_slice() {
+                [one] => format!("{op} \"{one}\""),
+                many => format!("{op} x{}", many.len()),
+            };
+            long_row(t, "", &format!("{what}: {why}"));
+        }
+        if reasons.len() > MAX_KEPT_LINES {
+            let n: usize = reasons[MAX_KEPT_LINES..].iter().map(|(_, (_, nodes))| nodes.len()).sum();
+            long_row(t, "", &format!("{n} more for other reasons (-v lists all)"));
+        }
+    }
+
+    /// The same as JSON; decibels are null where there is no error at all.
+    pub(super) fn json(&self, session: &Session) -> Value {
+        let r = &self.report;
+        let side = |s: &crate::quant::report::Side, bytes: u64| json!({ "bytes": bytes, "opset": s.opset, "ir_version": s.ir_version, "nodes": s.nodes });
+        json!({
+            "schema": 1,
+            "input": self.input.display().to_string(),
+            "output": self.output.display().to_string(),
+            "target": self.target,
+            "calib_method": self.method,
+            "before": side(&r.before, self.bytes.0),
+            "after": side(&r.after, self.bytes.1),
+            "integer_nodes": r.n_integer,
+            "weighted": r.weighted.iter().map(|(op, (q, of))| {
+                (op.clone(), json!({ "integer": q, "all": of }))
+            }).collect::<serde_json::Map<_, _>>(),
+            "quantize_linear": r.n_quantize,
+            "dequantize_linear": r.n_dequantize,
+            "macs": { "all": r.macs, "integer": r.integer_macs },
+            "kept": r.kept.iter().map(|k| json!({
+                "node": k.node, "op_type": k.op_type, "code": k.code, "why": k.why, "macs": k.macs,
+            })).collect::<Vec<_>>(),
+            "samples": {
+                "calibration": r.n_calibration,
+                "held_out": if r.holdout_is_calibration { 0 } else { r.n_holdout },
+            },
+            "outputs": r.outputs.iter().map(|o| json!({
+                "name": o.name, "sqnr_db": o.sqnr_db, "worst_channel_db": o.worst_channel_db,
+                "cosine": o.cosine, "max_abs": o.max_abs, "top1_agreement": o.top1_agreement,
+            })).collect::<Vec<_>>(),
+            "floor_met": r.is_floor_met,
+            "notes": r.notes,
+            "diagnostics": session.sink.diagnostics().iter().map(|d| json!({
+                "severity": if d.severity == crate::diag::Severity::Warning { "warning" } else { "note" },
+                "code": d.code, "node": d.location.node, "tensor": d.location.value, "message": d.message,
+            })).collect::<Vec<_>>(),
+            "seconds": self.elapsed.as_secs_f64(),
+            "peak_memory_bytes": self.peak_memory,
+        })
+    }
+}
+
+/// A plan as JSON.
+pub(super) fn plan_json(plan: &QuantPlan, model: &Model) -> Value {
+    let (macs, integer_macs) = plan.macs();
+    let nodes: Vec<Value> = plan
+        .nodes
+        .iter()
+        .map(|n| {
+            let node = model.graph(n.place.0).node(n.place.1);
+            let (decision, code, why) = match &n.decision {
+                Decision::Integer => ("integer", None, None),
+                Decision::Absorbed(_) => ("absorbed", None, None),
+                Decision::Float { code, why } => ("float", Some(*code), Some(why.as_str())),
+            };
+            json!({ "node": node.label(), "op_type": node.op_type, "decision": decision, "code": code, "why": why,
+                    "macs": n.macs })
+        })
+        .collect();
+    json!({ "schema": 1, "macs": { "all": macs, "integer": integer_macs }, "nodes": nodes })
+}
+
+/// An output's error in words.
+pub(super) fn error_text(o: &OutputError) -> String {
+    let mut s = format!("SQNR {}, cosine {:.5}, max abs {:.3e}", decibels(o.sqnr_db), o.cosine, o.max_abs);
+    if let Some(db) = o.worst_channel_db {
+        let _ = write!(s, ", worst channel {}", decibels(db));
+    }
+    if let Some(top1) = o.top1_agreement {
+        let _ = write!(s, ", same top-1 {:.1} %", top1 * 100.0);
+    }
+    s
+}
+
+fn decibels(db: f64) -> String {
+    if db == f64::INFINITY { "exact".into() } else { format!("{db:.1} dB") }
+}
+
+fn percent(part: u64, all: u64) -> String {
+    if all == 0 { "-".into() } else { format!("{:.1} %", part as f64 / all as f64 * 100.0) }
+}
+
+fn row(t: &mut String, label: &str, before: &str, after: &str, more: &str) {
+    let line = format!(" {label:<20} {before:<12} {after:<12} {more}");
+    let _ = writeln!(t, "{}", line.trim_end());
+}
+
+fn long_row(t: &mut String, label: &str, text: &str) {
+    let _ = writeln!(t, " {label:<20} {text}");
+}
+
+/// Bytes of a model file and of the data file that we write beside it.
+fn size_on_disk(path: &Path) -> Result<u64> {
+    let mut data = path.as_os_str().to_owned();
+    data.push(".data");
+    Ok(std::fs::metadata(path)?.len() + std::fs::metadata(data).map_or(0, |m| m.len()))
+}

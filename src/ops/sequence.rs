@@ -185,7 +185,7 @@ mod tests {
         let n = |x: i64| Item::Tensor(Tensor::scalar(x));
         let run = |op: &str, inputs: Vec<Item>| numbers(&call_items(op, 11, inputs).unwrap()[0]);
         assert_eq!(run("SequenceConstruct", vec![n(1), n(2)]), [1, 2]);
-        assert_eq!(run("SequenceEmpty", vec![]), []);
+        assert_eq!(run("SequenceEmpty", vec![]), Vec::<i64>::new());
         assert_eq!(run("SequenceAt", vec![seq(&[1, 2, 3]), n(-1)]), [3]);
         assert_eq!(run("SequenceInsert", vec![seq(&[1, 2]), n(9)]), [1, 2, 9]);
         assert_eq!(run("SequenceInsert", vec![seq(&[1, 2]), n(9), n(-1)]), [1, 9, 2]);

@@ -96,4 +96,4 @@ impl Isa {
     }
 }
 
-pub use split::{Slots, for_each};
+pub use split::{Slots, for_each, for_each_chunk};

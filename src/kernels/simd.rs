@@ -11,37 +11,29 @@ pub trait Kernel {
     fn run(self) -> Self::Output;
 }
 
-/// Runs the kernel with the widest vectors that the machine has.
+/// Runs the kernel with the widest vectors that the machine has. Builds with debug assertions, in which the compiler
+/// does not vectorise anyway, have the plain loops only: a third of the code to generate.
 #[inline]
 pub fn run<K: Kernel>(kernel: K) -> K::Output {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if has_avx512() {
-            // SAFETY: the features that the function needs were detected.
-            return unsafe { run_avx512(kernel) };
-        }
-        if std::arch::is_x86_feature_detected!("avx2") {
-            // SAFETY: the feature that the function needs was detected.
-            return unsafe { run_avx2(kernel) };
-        }
+    #[cfg(all(target_arch = "x86_64", not(debug_assertions)))]
+    match super::Isa::get() {
+        // SAFETY: the features that the function needs were detected.
+        super::Isa::Avx512 => return unsafe { run_avx512(kernel) },
+        // SAFETY: the features that the function needs were detected.
+        super::Isa::Avx2 => return unsafe { run_avx2(kernel) },
+        super::Isa::Base => {}
     }
     // Every aarch64 machine has NEON, which the compiler uses by default.
     kernel.run()
 }
 
-#[cfg(target_arch = "x86_64")]
-fn has_avx512() -> bool {
-    use std::arch::is_x86_feature_detected as has;
-    has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl")
-}
-
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(debug_assertions)))]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     kernel.run()
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(debug_assertions)))]
 #[target_feature(enable = "avx2")]
 fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     kernel.run()

@@ -14,6 +14,16 @@ pub fn for_each(threads: usize, n: usize, task: impl Fn(usize) + Send + Sync) {
     }
 }
 
+/// Runs `task(i, chunk)` for the chunks of `len` elements, the last perhaps shorter, on several threads when there are.
+/// Takes a reference to a function so that the parallel machinery is compiled once and not for each operator.
+pub fn for_each_chunk<T: Send>(threads: usize, data: &mut [T], len: usize, task: &(dyn Fn(usize, &mut [T]) + Sync)) {
+    if threads > 1 {
+        data.par_chunks_mut(len).enumerate().for_each(|(i, c)| task(i, c));
+    } else {
+        data.chunks_mut(len).enumerate().for_each(|(i, c)| task(i, c));
+    }
+}
+
 /// A slice that tasks write disjoint parts of.
 #[derive(Clone, Copy)]
 pub struct Slots<'a, T> {

@@ -7,6 +7,7 @@
 //! **Add an operator:** a new file `src/ops/<name>.rs` with a `pub(super) const OPS: &[OpDef]`, and its name in the
 //! `ops!` list below. Versions whose semantics differ are several `OpDef`s of the same name with different `since`.
 
+mod attention_core;
 mod call;
 mod elementwise;
 mod floats;
@@ -114,8 +115,10 @@ macro_rules! ops {
 ops! {
     activation
     arg
+    attention
     average_pool
     batch_normalization
+    bias_gelu
     binary
     bitwise
     cast_
@@ -127,9 +130,16 @@ ops! {
     constant_of_shape
     conv
     conv_transpose
+    cumulative
     depth_to_space
+    det
+    dynamic_quantize_linear
+    einsum
+    embed_layer_normalization
     expand
+    eye_like
     flatten
+    fourier
     gather
     gather_elements
     gather_nd
@@ -139,28 +149,39 @@ ops! {
     if_
     instance_normalization
     layer_normalization
+    linear_attention
     logic
     loop_
+    loss
     mat_mul
     max_pool
+    mean_variance_normalization
+    multi_head_attention
     non_zero
     one_hot
     pad
+    qlinear
+    quantize_linear
+    random
     range
     reduce
     reshape
     resize
+    rotary_embedding
     scan
     scatter_elements
     scatter_nd
     shape
+    signal_window
     slice
     softmax
     split
     squeeze
+    swi_glu
     tile
     top_k
     transpose
+    trilu
     unary
     unsqueeze
     variadic

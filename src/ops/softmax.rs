@@ -6,12 +6,10 @@
 //! Quantized: `Softmax` with the fixed output range [0, 1]; the others stay float.
 //! Errors: an axis out of range.
 
-use rayon::prelude::*;
-
 use super::elementwise::{KEEP, PARALLEL_FROM, UNARY, is_half, wrong_type};
 use super::{Call, InferCtx, Item, OpDef, OutputRange, QuantRule, Slots, call};
 use crate::error::Result;
-use crate::kernels::rows;
+use crate::kernels::{for_each_chunk, rows};
 use crate::tensor::cast::cast;
 use crate::tensor::{DType, Tensor};
 
@@ -71,12 +69,8 @@ where
     }
     let data = x.slice_mut::<T>()?;
     let split = |v: &mut [T]| {
-        if threads > 1 && v.len() >= PARALLEL_FROM / 4 {
-            let piece = (16 * 1024usize).div_ceil(n) * n;
-            v.par_chunks_mut(piece).for_each(|c| rows(c, n));
-        } else {
-            rows(v, n);
-        }
+        let threads = if v.len() >= PARALLEL_FROM / 4 { threads } else { 1 };
+        for_each_chunk(threads, v, (16 * 1024usize).div_ceil(n) * n, &|_, c| rows(c, n));
     };
     if inner == 1 {
         split(data);

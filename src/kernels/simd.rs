@@ -1,7 +1,8 @@
 //! Runs a loop compiled for the widest vectors of this machine, found at run time.
 //!
 //! A loop is a [`Kernel`] whose `run` is `#[inline(always)]`: it is compiled once per instruction set and vectorised by
-//! the compiler. Nothing here contracts `a * b + c`, so that the same input gives the same bits on every machine.
+//! the compiler. Nothing contracts `a * b + c` by itself: where a kernel wants one rounding it says `mul_add`, so that
+//! the same input gives the same bits on every machine.
 
 /// A computation that [`run`] compiles for several instruction sets.
 pub trait Kernel {
@@ -28,13 +29,13 @@ pub fn run<K: Kernel>(kernel: K) -> K::Output {
 }
 
 #[cfg(all(target_arch = "x86_64", not(debug_assertions)))]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
 fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     kernel.run()
 }
 
 #[cfg(all(target_arch = "x86_64", not(debug_assertions)))]
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,fma")]
 fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     kernel.run()
 }

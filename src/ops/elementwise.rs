@@ -229,7 +229,7 @@ impl Part<'_> {
     /// The elements of an operand that belong to the part, and their shape.
     fn of<'a, T>(&self, t: &'a [T], own: &[usize]) -> (&'a [T], Vec<usize>) {
         let skip = self.shape.len() - own.len();
-        if skip > self.lead || own[self.lead - skip] == 1 {
+        if skip > self.lead || own.get(self.lead - skip).is_none_or(|&n| n == 1) {
             return (t, own.to_vec());
         }
         let size: usize = own[self.lead - skip + 1..].iter().product();

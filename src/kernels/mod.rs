@@ -55,7 +55,7 @@ pub mod plain;
 pub mod pool;
 pub mod rows;
 pub mod simd;
-pub mod split;
+mod split;
 
 /// A buffer of `n` elements with any contents, for kernels that write every element.
 #[must_use]
@@ -96,4 +96,4 @@ impl Isa {
     }
 }
 
-pub use split::{Slots, for_each};
+pub use split::{Slots, for_each, for_each_chunk};

@@ -21,6 +21,12 @@ fn fold(row: &[f32], init: f32, f: impl Fn(f32) -> f32, combine: impl Fn(f32, f3
     for (a, &x) in acc.iter_mut().zip(chunks.remainder()) {
         *a = combine(*a, f(x));
     }
+    halve(acc, combine)
+}
+
+/// The lanes combined.
+#[inline(always)]
+fn halve(mut acc: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
     let mut n = LANES;
     while n > 1 {
         n /= 2;
@@ -69,10 +75,24 @@ impl Kernel for Softmax<'_> {
                     *x = *x - m - l;
                 }
             } else {
-                for x in row.iter_mut() {
-                    *x = math::exp(*x - m);
+                // The sum on the way, in lanes as in `fold`, and in 64 bits over blocks.
+                let mut sum = 0.0f64;
+                for block in row.chunks_mut(4096) {
+                    let mut acc = [0.0f32; LANES];
+                    let mut chunks = block.chunks_exact_mut(LANES);
+                    for c in &mut chunks {
+                        for (a, x) in acc.iter_mut().zip(c) {
+                            *x = math::exp(*x - m);
+                            *a += *x;
+                        }
+                    }
+                    for (a, x) in acc.iter_mut().zip(chunks.into_remainder()) {
+                        *x = math::exp(*x - m);
+                        *a += *x;
+                    }
+                    sum += f64::from(halve(acc, |a, b| a + b));
                 }
-                let r = (1.0 / sum_of(row, |x| x)) as f32;
+                let r = (1.0 / sum) as f32;
                 for x in row {
                     *x *= r;
                 }

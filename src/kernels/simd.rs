@@ -1,7 +1,8 @@
 //! Runs a loop compiled for the widest vectors of this machine, found at run time.
 //!
 //! A loop is a [`Kernel`] whose `run` is `#[inline(always)]`: it is compiled once per instruction set and vectorised by
-//! the compiler. Nothing here contracts `a * b + c`, so that the same input gives the same bits on every machine.
+//! the compiler. Nothing contracts `a * b + c` by itself: where a kernel wants one rounding it says `mul_add`, so that
+//! the same input gives the same bits on every machine.
 
 /// A computation that [`run`] compiles for several instruction sets.
 pub trait Kernel {
@@ -11,38 +12,30 @@ pub trait Kernel {
     fn run(self) -> Self::Output;
 }
 
-/// Runs the kernel with the widest vectors that the machine has.
+/// Runs the kernel with the widest vectors that the machine has. Builds with debug assertions, in which the compiler
+/// does not vectorise anyway, have the plain loops only: a third of the code to generate.
 #[inline]
 pub fn run<K: Kernel>(kernel: K) -> K::Output {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if has_avx512() {
-            // SAFETY: the features that the function needs were detected.
-            return unsafe { run_avx512(kernel) };
-        }
-        if std::arch::is_x86_feature_detected!("avx2") {
-            // SAFETY: the feature that the function needs was detected.
-            return unsafe { run_avx2(kernel) };
-        }
+    #[cfg(all(target_arch = "x86_64", not(debug_assertions)))]
+    match super::Isa::get() {
+        // SAFETY: the features that the function needs were detected.
+        super::Isa::Avx512 => return unsafe { run_avx512(kernel) },
+        // SAFETY: the features that the function needs were detected.
+        super::Isa::Avx2 => return unsafe { run_avx2(kernel) },
+        super::Isa::Base => {}
     }
     // Every aarch64 machine has NEON, which the compiler uses by default.
     kernel.run()
 }
 
-#[cfg(target_arch = "x86_64")]
-fn has_avx512() -> bool {
-    use std::arch::is_x86_feature_detected as has;
-    has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl")
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[cfg(all(target_arch = "x86_64", not(debug_assertions)))]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
 fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     kernel.run()
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
+#[cfg(all(target_arch = "x86_64", not(debug_assertions)))]
+#[target_feature(enable = "avx2,fma")]
 fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     kernel.run()
 }

@@ -20,8 +20,9 @@ fn in_parallel(n: usize, task: &(dyn Fn(usize) + Send + Sync)) {
     (0..n).into_par_iter().for_each(task);
 }
 
-/// Calls `task(i, chunk)` for the chunks of `len` elements of a slice (the last may be shorter), in any order.
-pub fn for_each_chunk<T: Send>(threads: usize, v: &mut [T], len: usize, task: impl Fn(usize, &mut [T]) + Send + Sync) {
+/// Runs `task(i, chunk)` for the chunks of `len` elements of a slice (the last may be shorter), on several threads when
+/// there are.
+pub fn for_each_chunk<T: Send>(threads: usize, v: &mut [T], len: usize, task: &(dyn Fn(usize, &mut [T]) + Sync)) {
     let (total, len) = (v.len(), len.max(1));
     let slots = Slots::new(v);
     for_each(threads, total.div_ceil(len), |i| {

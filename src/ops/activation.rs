@@ -19,6 +19,7 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { name: "Celu", since: 12, eval: |c| map(c, Celu { alpha: c.float("alpha", 1.0) }), ..UNARY },
     OpDef { name: "Elu", eval: |c| map(c, Elu { alpha: c.float("alpha", 1.0) }), ..UNARY },
     OpDef { name: "Gelu", since: 20, eval: gelu, ..UNARY },
+    OpDef { name: "Gelu", domain: OpDomain::Microsoft, eval: |c| map(c, ExactGelu {}), ..UNARY },
     OpDef { name: "HardSigmoid", eval: hard_sigmoid, ..UNARY },
     OpDef { name: "HardSwish", since: 14, eval: |c| map(c, HardSwish {}), ..UNARY },
     OpDef { name: "LeakyRelu", eval: leaky_relu, quant: combine(OutputRange::Observed), ..UNARY },

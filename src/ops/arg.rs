@@ -5,12 +5,12 @@
 //! Quantized: no; the output is an index.
 //! Errors: an axis out of range; an axis without elements.
 
-use super::elementwise::wrong_type;
+use super::elementwise::{work_type, wrong_type};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule, call};
 use crate::error::{Result, bail, ensure};
 use crate::ir::Dim;
-use crate::tensor::{DType, Tensor};
-use crate::with_numbers;
+use crate::tensor::cast::cast;
+use crate::tensor::{DType, Data, Tensor};
 
 const ARG: OpDef = OpDef {
     name: "",
@@ -54,8 +54,14 @@ fn eval(call: &mut Call<'_>, largest: bool) -> Result<Vec<Item>> {
     shape[axis] = 1;
     let count = crate::tensor::count(&shape)?;
     ensure!(n > 0 || count == 0, "input 0 has shape {:?}, whose axis {axis} has no elements", x.shape());
-    let out = with_numbers!(x.data(), T, b => indices::<T>(b.as_slice(), n, inner, largest, last),
-        _ => return wrong_type(0, x.dtype(), "a number type"));
+    let x = cast(x, work_type(x.dtype()), true)?;
+    let out = match x.data() {
+        Data::F32(b) => indices(b.as_slice(), n, inner, largest, last),
+        Data::F64(b) => indices(b.as_slice(), n, inner, largest, last),
+        Data::I64(b) => indices(b.as_slice(), n, inner, largest, last),
+        Data::U64(b) => indices(b.as_slice(), n, inner, largest, last),
+        _ => return wrong_type(0, x.dtype(), "a number type"),
+    };
     if !call.flag("keepdims", true) {
         shape.remove(axis);
     }

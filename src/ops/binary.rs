@@ -7,14 +7,14 @@
 //! Errors: other or different element types; shapes that do not broadcast; an integer division by 0.
 
 use super::elementwise::{
-    KEEP, infer_broadcast, infer_same_dtype, is_half, same_dtype, via_f32, wrong_type, zip, zip_in_place,
+    KEEP, infer_broadcast, infer_same_dtype, is_half, same_dtype, work_type, wrong_type, zip, zip_either, zip_in_place,
 };
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, OutputRange, QuantRule, Slots};
 use crate::error::{Result, bail, ensure};
 use crate::ir::{Dim, sym};
 use crate::tensor::broadcast::broadcast;
-use crate::tensor::cast::{Number, cast, from_f64s};
-use crate::tensor::{DType, Element, Tensor};
+use crate::tensor::cast::{cast, from_f64s};
+use crate::tensor::{DType, Tensor};
 use crate::with_numbers;
 
 const BINARY: OpDef = OpDef {
@@ -59,46 +59,41 @@ fn infer_arithmetic(ctx: &mut InferCtx<'_>, op: fn(&Dim, &Dim) -> Dim) -> Result
     Ok(())
 }
 
-/// Evaluates with one function for floats and one for each integer type, in place where possible.
+/// Evaluates with one function for floats and one for integers, in place where possible.
 macro_rules! arithmetic {
-    ($call:expr, $float:expr, $int:expr) => {{
+    ($call:expr, $zip:ident, $float:expr, $int:expr) => {{
         let dtype = same_dtype($call)?;
+        let work = work_type(dtype);
         let (a, b, threads) = ($call.take(0)?, $call.take(1)?, $call.threads);
-        let c = match dtype {
-            DType::F32 => zip_in_place::<f32>(a, b, threads, $float)?,
-            DType::F64 => zip_in_place::<f64>(a, b, threads, $float)?,
-            DType::F16 | DType::BF16 => via_f32(&a, &b, |a, b| zip_in_place::<f32>(a, b, threads, $float))?,
-            DType::I8 => zip_in_place::<i8>(a, b, threads, $int)?,
-            DType::I16 => zip_in_place::<i16>(a, b, threads, $int)?,
-            DType::I32 => zip_in_place::<i32>(a, b, threads, $int)?,
-            DType::I64 => zip_in_place::<i64>(a, b, threads, $int)?,
-            DType::U8 => zip_in_place::<u8>(a, b, threads, $int)?,
-            DType::U16 => zip_in_place::<u16>(a, b, threads, $int)?,
-            DType::U32 => zip_in_place::<u32>(a, b, threads, $int)?,
-            DType::U64 => zip_in_place::<u64>(a, b, threads, $int)?,
+        let (a, b) = if work == dtype { (a, b) } else { (cast(&a, work, true)?, cast(&b, work, true)?) };
+        let c = match work {
+            DType::F32 => $zip::<f32>(a, b, threads, $float)?,
+            DType::F64 => $zip::<f64>(a, b, threads, $float)?,
+            DType::I64 => $zip::<i64>(a, b, threads, $int)?,
+            DType::U64 => $zip::<u64>(a, b, threads, $int)?,
             d => return wrong_type(0, d, "a number type"),
         };
-        Ok(c.into())
+        Ok(cast(&c, dtype, true)?.into())
     }};
 }
 
 fn add(call: &mut Call<'_>) -> Result<Vec<Item>> {
-    arithmetic!(call, |a, b| a + b, |a, b| a.wrapping_add(b))
+    arithmetic!(call, zip_either, |a, b| a + b, |a, b| a.wrapping_add(b))
 }
 
 fn sub(call: &mut Call<'_>) -> Result<Vec<Item>> {
-    arithmetic!(call, |a, b| a - b, |a, b| a.wrapping_sub(b))
+    arithmetic!(call, zip_in_place, |a, b| a - b, |a, b| a.wrapping_sub(b))
 }
 
 fn mul(call: &mut Call<'_>) -> Result<Vec<Item>> {
-    arithmetic!(call, |a, b| a * b, |a, b| a.wrapping_mul(b))
+    arithmetic!(call, zip_either, |a, b| a * b, |a, b| a.wrapping_mul(b))
 }
 
 /// Integers are truncated towards zero.
 fn div(call: &mut Call<'_>) -> Result<Vec<Item>> {
     no_zero_divisor(call.input(1)?)?;
     // A divisor of 0 was refused; `checked_div` is `None` for the overflowing `MIN / -1` too, which wraps.
-    arithmetic!(call, |a, b| a / b, |a, b| a.checked_div(b).unwrap_or(a))
+    arithmetic!(call, zip_in_place, |a, b| a / b, |a, b| a.checked_div(b).unwrap_or(a))
 }
 
 fn no_zero_divisor(b: &Tensor) -> Result<()> {
@@ -112,10 +107,11 @@ fn no_zero_divisor(b: &Tensor) -> Result<()> {
 fn modulo(call: &mut Call<'_>) -> Result<Vec<Item>> {
     no_zero_divisor(call.input(1)?)?;
     if call.flag("fmod", false) {
-        return arithmetic!(call, |a, b| a % b, |a, b| a.checked_rem(b).unwrap_or(a));
+        return arithmetic!(call, zip_in_place, |a, b| a % b, |a, b| a.checked_rem(b).unwrap_or(a));
     }
     arithmetic!(
         call,
+        zip_in_place,
         |a, b| {
             let r = a % b;
             if r != 0.0 && (r < 0.0) != (b < 0.0) { r + b } else { r }
@@ -198,17 +194,8 @@ fn infer_prelu(ctx: &mut InferCtx<'_>) -> Result<()> {
 }
 
 fn prelu(call: &mut Call<'_>) -> Result<Vec<Item>> {
-    fn int<T: Element + Number + std::ops::Mul<Output = T>>(
-        x: Tensor,
-        slope: Tensor,
-        threads: usize,
-    ) -> Result<Tensor> {
-        zip_in_place::<T>(x, slope, threads, |x, s| {
-            if x < T::default() { T::from_i64(x.to_i64().wrapping_mul(s.to_i64())) } else { x }
-        })
-    }
     let dtype = same_dtype(call)?;
-    let (x, slope, threads) = (call.take(0)?, call.take(1)?, call.threads);
+    let (x, slope) = (call.input(0)?, call.input(1)?);
     let shape = broadcast(x.shape(), slope.shape())?;
     ensure!(
         shape.as_slice() == x.shape(),
@@ -216,17 +203,17 @@ fn prelu(call: &mut Call<'_>) -> Result<Vec<Item>> {
         slope.shape(),
         x.shape()
     );
-    let f = |x: f32, s: f32| if x < 0.0 { x * s } else { x };
-    let y = match dtype {
-        DType::F32 => zip_in_place(x, slope, threads, f)?,
-        DType::F64 => zip_in_place::<f64>(x, slope, threads, |x, s| if x < 0.0 { x * s } else { x })?,
-        DType::F16 | DType::BF16 => via_f32(&x, &slope, |x, s| zip_in_place(x, s, threads, f))?,
-        DType::I32 => int::<i32>(x, slope, threads)?,
-        DType::I64 => int::<i64>(x, slope, threads)?,
-        DType::U32 | DType::U64 => x,
-        d => return wrong_type(0, d, "a float type or an integer type of 32 or 64 bits"),
-    };
-    Ok(y.into())
+    match dtype {
+        // Never negative.
+        DType::U32 | DType::U64 => Ok(call.take(0)?.into()),
+        DType::F32 | DType::F64 | DType::F16 | DType::BF16 | DType::I32 | DType::I64 => arithmetic!(
+            call,
+            zip_in_place,
+            |x, s| if x < 0.0 { x * s } else { x },
+            |x, s| if x < Default::default() { x.wrapping_mul(s) } else { x }
+        ),
+        d => wrong_type(0, d, "a float type or an integer type of 32 or 64 bits"),
+    }
 }
 
 #[cfg(test)]
@@ -250,10 +237,7 @@ mod tests {
             Case::new(op, 14).input(a.clone()).input(v(&[10.0, 20.0])).expect(&[Tensor::of(&[2, 2], y)]);
         }
         let column = Tensor::of(&[2, 1], vec![1.0f32, 2.0]);
-        Case::new("Sub", 14)
-            .input(v(&[10.0, 20.0]))
-            .input(column)
-            .expect(&[Tensor::of(&[2, 2], vec![9.0f32, 19.0, 8.0, 18.0])]);
+        Case::new("Sub", 14).input(v(&[10.0, 20.0])).input(column).expect(&[Tensor::of(&[2, 2], vec![9.0f32, 19.0, 8.0, 18.0])]);
         Case::new("Add", 14).input(a).input(v(&[1.0, 2.0, 3.0])).fails("do not broadcast");
     }
 
@@ -262,11 +246,12 @@ mod tests {
         let i = |v: &[i32]| Tensor::vector(v.to_vec());
         Case::new("Div", 14).input(i(&[7, -7, i32::MIN])).input(i(&[2, 2, -1])).expect(&[i(&[3, -3, i32::MIN])]);
         Case::new("Div", 14).input(i(&[7])).input(i(&[0])).fails("input 1 has a 0");
+        Case::new("Mod", 13).input(i(&[-4, 7, 5, 4, -7, 8])).input(i(&[2, -3, 8, -2, 3, 5])).expect(&[i(&[0, -2, 5, 0, 2, 3])]);
         Case::new("Mod", 13)
-            .input(i(&[-4, 7, 5, 4, -7, 8]))
-            .input(i(&[2, -3, 8, -2, 3, 5]))
-            .expect(&[i(&[0, -2, 5, 0, 2, 3])]);
-        Case::new("Mod", 13).attr("fmod", 1i64).input(i(&[-4, 7, -7])).input(i(&[3, -3, 3])).expect(&[i(&[-1, 1, -1])]);
+            .attr("fmod", 1i64)
+            .input(i(&[-4, 7, -7]))
+            .input(i(&[3, -3, 3]))
+            .expect(&[i(&[-1, 1, -1])]);
         Case::new("Add", 14).input(i(&[1])).input(v(&[1.0])).fails("input 1 has element type float, expected int32");
         Case::new("Add", 14).input(Tensor::scalar(200u8)).input(Tensor::scalar(100u8)).expect(&[Tensor::scalar(44u8)]);
     }

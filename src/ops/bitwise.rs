@@ -5,9 +5,10 @@
 //! Quantized: no.
 //! Errors: another element type; a `direction` other than `LEFT` or `RIGHT`.
 
-use super::elementwise::{KEEP, UNARY, each, infer_broadcast, same_dtype, wrong_type, zip_in_place};
+use super::elementwise::{each, KEEP, UNARY, infer_broadcast, same_dtype, wrong_type, zip_either, zip_in_place};
 use super::{Arity, Call, Item, OpDef, OpDomain};
 use crate::error::{Result, bail};
+use crate::tensor::cast::cast;
 use crate::tensor::{DType, Data};
 
 const BITWISE: OpDef = OpDef {
@@ -30,22 +31,16 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { name: "BitwiseXor", eval: |c| bitwise!(c, |a, b| a ^ b), ..BITWISE },
 ];
 
+/// In 64 bits: these operations do not mix bits, so what is cut off afterwards was of no use.
 macro_rules! bitwise {
     ($call:expr, $f:expr) => {{
         let dtype = same_dtype($call)?;
-        let (a, b, threads) = ($call.take(0)?, $call.take(1)?, $call.threads);
-        let c = match dtype {
-            DType::I8 => zip_in_place::<i8>(a, b, threads, $f)?,
-            DType::I16 => zip_in_place::<i16>(a, b, threads, $f)?,
-            DType::I32 => zip_in_place::<i32>(a, b, threads, $f)?,
-            DType::I64 => zip_in_place::<i64>(a, b, threads, $f)?,
-            DType::U8 => zip_in_place::<u8>(a, b, threads, $f)?,
-            DType::U16 => zip_in_place::<u16>(a, b, threads, $f)?,
-            DType::U32 => zip_in_place::<u32>(a, b, threads, $f)?,
-            DType::U64 => zip_in_place::<u64>(a, b, threads, $f)?,
-            d => return wrong_type(0, d, "an integer type"),
-        };
-        Ok(c.into())
+        if !dtype.is_integer() {
+            return wrong_type(0, dtype, "an integer type");
+        }
+        let (a, b) = (cast($call.input(0)?, DType::I64, true)?, cast($call.input(1)?, DType::I64, true)?);
+        let c = zip_either::<i64>(a, b, $call.threads, $f)?;
+        Ok(cast(&c, dtype, true)?.into())
     }};
 }
 use bitwise;
@@ -73,25 +68,18 @@ fn shift(call: &mut Call<'_>) -> Result<Vec<Item>> {
         other => bail!("attribute \"direction\" is \"{other}\", expected \"LEFT\" or \"RIGHT\""),
     };
     let dtype = same_dtype(call)?;
-    let (a, b, threads) = (call.take(0)?, call.take(1)?, call.threads);
-    // A shift by the width or more leaves nothing.
-    macro_rules! by {
-        ($t:ty) => {
-            if is_left {
-                zip_in_place::<$t>(a, b, threads, |x, n| x.checked_shl(n as u32).unwrap_or(0))?
-            } else {
-                zip_in_place::<$t>(a, b, threads, |x, n| x.checked_shr(n as u32).unwrap_or(0))?
-            }
-        };
+    if !dtype.is_integer() || dtype.is_signed_integer() {
+        return wrong_type(0, dtype, "an unsigned integer type");
     }
-    let c = match dtype {
-        DType::U8 => by!(u8),
-        DType::U16 => by!(u16),
-        DType::U32 => by!(u32),
-        DType::U64 => by!(u64),
-        d => return wrong_type(0, d, "an unsigned integer type"),
+    let (a, b, threads) = (cast(call.input(0)?, DType::U64, true)?, cast(call.input(1)?, DType::U64, true)?, call.threads);
+    // A shift by the width or more leaves nothing.
+    let by = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    let c = if is_left {
+        zip_in_place::<u64>(a, b, threads, |x, n| x.checked_shl(by(n)).unwrap_or(0))?
+    } else {
+        zip_in_place::<u64>(a, b, threads, |x, n| x.checked_shr(by(n)).unwrap_or(0))?
     };
-    Ok(c.into())
+    Ok(cast(&c, dtype, true)?.into())
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ const CAST: OpDef = OpDef {
 };
 
 pub(super) const OPS: &[OpDef] = &[
-    OpDef { name: "BitCast", since: 26, eval: bit_cast, ..CAST },
+    OpDef { name: "BitCast", since: 26, infer: infer_bits, eval: bit_cast, ..CAST },
     OpDef { name: "Cast", eval: cast_to, ..CAST },
     OpDef { name: "CastLike", since: 15, inputs: Arity::exactly(2), infer: infer_like, eval: cast_like, ..CAST },
 ];
@@ -35,6 +35,14 @@ fn infer_to(ctx: &mut InferCtx<'_>) -> Result<()> {
     let to = ctx.dtype_attr("to")?;
     ensure!(to.is_some(), "attribute \"to\" is missing");
     infer_as(ctx, to)
+}
+
+fn infer_bits(ctx: &mut InferCtx<'_>) -> Result<()> {
+    let to = ctx.dtype_attr("to")?;
+    ensure!(to.is_some(), "attribute \"to\" is missing");
+    let shape = ctx.shape(0).map(<[_]>::to_vec);
+    ctx.set_tensor(0, to, shape);
+    Ok(())
 }
 
 fn infer_like(ctx: &mut InferCtx<'_>) -> Result<()> {
@@ -68,7 +76,30 @@ fn cast_like(call: &mut Call<'_>) -> Result<Vec<Item>> {
 }
 
 fn convert(x: &Tensor, to: DType, call: &Call<'_>) -> Result<Tensor> {
-    cast(x, to, call.flag("saturate", true))
+    let saturate = call.flag("saturate", true);
+    if to == DType::F8E8M0 && x.dtype() != to {
+        return to_powers(x, call.str("round_mode", "up"), saturate);
+    }
+    cast(x, to, saturate)
+}
+
+/// Powers of two by the exponent alone, rounded as `round_mode` says; the sign is dropped, infinities become NaN.
+fn to_powers(x: &Tensor, round_mode: &str, saturate: bool) -> Result<Tensor> {
+    let power = |v: f32| {
+        let (exponent, fraction) = ((v.to_bits() >> 23) & 0xff, v.to_bits() & 0x7f_ffff);
+        let up = match round_mode {
+            "up" => fraction > 0,
+            "down" => false,
+            // Half way goes up, but for the smallest power.
+            "nearest" => fraction > 0x40_0000 || (fraction == 0x40_0000 && exponent > 0),
+            other => bail!("attribute \"round_mode\" is \"{other}\", expected \"up\", \"down\" or \"nearest\""),
+        };
+        let stays = exponent == 0xff || (saturate && exponent == 0xfe);
+        Ok((exponent + u32::from(up && !stays)) as u8)
+    };
+    let v = cast(x, DType::F32, true)?;
+    let powers = v.slice::<f32>()?.iter().map(|&v| power(v)).collect::<Result<Vec<u8>>>()?;
+    Tensor::new(x.shape(), powers)?.retyped(DType::F8E8M0)
 }
 
 fn bit_cast(call: &mut Call<'_>) -> Result<Vec<Item>> {
@@ -148,6 +179,17 @@ mod tests {
         Case::new("Cast", 13).input(x).fails("\"to\" is missing");
         let bad = Tensor::scalar("x1".to_owned());
         Case::new("Cast", 13).input(bad).attr("to", to(DType::F32)).fails("\"x1\" cannot become float");
+    }
+
+    #[test]
+    fn powers_of_two() {
+        let x = Tensor::vector(vec![3.0f32, 2.5, -4.0, f32::INFINITY]);
+        let case = || Case::new("Cast", 24).attr("to", i64::from(DType::F8E8M0.code())).input(x.clone());
+        let y = |v: [u8; 4]| Tensor::vector(v.to_vec()).retyped(DType::F8E8M0).unwrap();
+        case().expect(&[y([129, 129, 129, 255])]);
+        case().attr("round_mode", "down").expect(&[y([128, 128, 129, 255])]);
+        case().attr("round_mode", "nearest").expect(&[y([129, 128, 129, 255])]);
+        case().attr("round_mode", "odd").fails("\"round_mode\" is \"odd\"");
     }
 
     #[test]

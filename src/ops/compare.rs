@@ -4,11 +4,11 @@
 //! types). Inputs: A, B of T, broadcast. Output: bool, the broadcast shape. T: numbers; for `Equal` bool and string too.
 //! Quantized: no; the output is boolean.
 
-use super::elementwise::{infer_predicate, same_dtype, wrong_type, zip};
+use super::elementwise::{infer_predicate, same_dtype, work_type, wrong_type, zip};
 use super::{Arity, Call, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, bail};
-use crate::tensor::Data;
-use crate::with_numbers;
+use crate::tensor::cast::cast;
+use crate::tensor::{DType, Data};
 
 const COMPARE: OpDef = OpDef {
     name: "",
@@ -32,10 +32,16 @@ pub(super) const OPS: &[OpDef] = &[
 
 macro_rules! ordered {
     ($call:expr, $op:tt) => {{
-        same_dtype($call)?;
-        let (a, b, threads) = ($call.input(0)?, $call.input(1)?, $call.threads);
-        let c = with_numbers!(a.data(), T, _v => zip::<T, bool>(a, b, threads, |x, y| x $op y)?,
-            _ => return wrong_type(0, a.dtype(), "a number type"));
+        let dtype = same_dtype($call)?;
+        let work = work_type(dtype);
+        let (a, b, threads) = (cast($call.input(0)?, work, true)?, cast($call.input(1)?, work, true)?, $call.threads);
+        let c = match work {
+            DType::F32 => zip::<f32, bool>(&a, &b, threads, |x, y| x $op y)?,
+            DType::F64 => zip::<f64, bool>(&a, &b, threads, |x, y| x $op y)?,
+            DType::I64 => zip::<i64, bool>(&a, &b, threads, |x, y| x $op y)?,
+            DType::U64 => zip::<u64, bool>(&a, &b, threads, |x, y| x $op y)?,
+            d => return wrong_type(0, d, "a number type"),
+        };
         Ok(c.into())
     }};
 }

@@ -2,8 +2,8 @@
 
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, anyhow, bail, ensure};
+use crate::kernels::for_each_chunk;
 use crate::kernels::simd::{self, Kernel};
-use crate::kernels::split;
 use crate::tensor::broadcast::{broadcast, for_each_row};
 use crate::tensor::cast::cast;
 use crate::tensor::{DType, Element, Tensor};
@@ -80,11 +80,8 @@ impl<F: Scalar> Kernel for Map<'_, F> {
 
 /// `f` of every element, in place.
 pub(super) fn map_f32s<F: Scalar>(v: &mut [f32], threads: usize, f: F) {
-    if threads > 1 && v.len() >= PARALLEL_FROM {
-        split::for_each_chunk(threads, v, 8 * CHUNK, |_, c| simd::run(Map(c, f)));
-    } else {
-        simd::run(Map(v, f));
-    }
+    let threads = if v.len() >= PARALLEL_FROM { threads } else { 1 };
+    for_each_chunk(threads, v, 8 * CHUNK, &|_, c| simd::run(Map(c, f)));
 }
 
 /// `f` of every element of a buffer, in place.
@@ -187,123 +184,87 @@ pub(super) fn infer_predicate(ctx: &mut InferCtx<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Rows of `f(a, b)` over two operands that broadcast to `shape`.
-struct Zip<'a, T, R, F> {
-    shape: &'a [usize],
-    a: (&'a [T], &'a [usize]),
-    b: (&'a [T], &'a [usize]),
-    out: &'a mut [R],
+/// A row of `x = f(x, y)`: `y` advances by a stride.
+struct Assign<'a, T, F> {
+    x: &'a mut [T],
+    y: &'a [T],
+    stride: usize,
     f: F,
 }
 
-impl<T: Clone, R, F: Fn(&T, &T) -> R> Kernel for Zip<'_, T, R, F> {
+impl<T: Copy, F: Fn(T, T) -> T> Kernel for Assign<'_, T, F> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        let Zip { shape, a: (a, a_shape), b: (b, b_shape), out, f } = self;
-        for_each_row(
-            shape,
-            [a_shape, b_shape],
-            #[inline(always)]
-            |o, [ia, ib], n, inner| {
-                let out = &mut out[o..o + n];
-                match inner {
-                    [1, 1] => {
-                        for ((o, x), y) in out.iter_mut().zip(&a[ia..ia + n]).zip(&b[ib..ib + n]) {
-                            *o = f(x, y);
-                        }
-                    }
-                    [1, 0] => {
-                        let y = b[ib].clone();
-                        for (o, x) in out.iter_mut().zip(&a[ia..ia + n]) {
-                            *o = f(x, &y);
-                        }
-                    }
-                    [0, 1] => {
-                        let x = a[ia].clone();
-                        for (o, y) in out.iter_mut().zip(&b[ib..ib + n]) {
-                            *o = f(&x, y);
-                        }
-                    }
-                    [sa, sb] => {
-                        for (i, o) in out.iter_mut().enumerate() {
-                            *o = f(&a[ia + i * sa], &b[ib + i * sb]);
-                        }
-                    }
+        let Assign { x, y, stride, f } = self;
+        match stride {
+            1 => {
+                for (x, y) in x.iter_mut().zip(y) {
+                    *x = f(*x, *y);
                 }
-            },
-        );
+            }
+            0 => {
+                let y = y[0];
+                for x in x {
+                    *x = f(*x, y);
+                }
+            }
+            s => {
+                for (i, x) in x.iter_mut().enumerate() {
+                    *x = f(*x, y[i * s]);
+                }
+            }
+        }
     }
 }
 
-/// Rows of `a = f(a, b)`, where `b` broadcasts to `a`'s shape.
-struct ZipAssign<'a, T, F> {
+/// Rows of the output, a part of its outermost dimension (number `lead`) at a time.
+struct Part<'a> {
     shape: &'a [usize],
-    a: &'a mut [T],
-    b: (&'a [T], &'a [usize]),
-    f: F,
-}
-
-impl<T: Copy, F: Fn(T, T) -> T> Kernel for ZipAssign<'_, T, F> {
-    type Output = ();
-    #[inline(always)]
-    fn run(self) {
-        let ZipAssign { shape, a, b: (b, b_shape), f } = self;
-        for_each_row(
-            shape,
-            [b_shape],
-            #[inline(always)]
-            |o, [ib], n, [inner]| {
-                let a = &mut a[o..o + n];
-                match inner {
-                    1 => {
-                        for (x, y) in a.iter_mut().zip(&b[ib..ib + n]) {
-                            *x = f(*x, *y);
-                        }
-                    }
-                    0 => {
-                        let y = b[ib];
-                        for x in a {
-                            *x = f(*x, y);
-                        }
-                    }
-                    s => {
-                        for (i, x) in a.iter_mut().enumerate() {
-                            *x = f(*x, b[ib + i * s]);
-                        }
-                    }
-                }
-            },
-        );
-    }
-}
-
-/// Whether a loop over `T` is compiled for wide vectors and in place: for the one type that models compute with. The
-/// others are compiled once, which keeps builds short.
-const fn is_hot<T: Element>() -> bool {
-    matches!(T::DTYPE, DType::F32)
-}
-
-fn zip_rows<T: Element, R: Element, F: Fn(&T, &T) -> R>(zip: Zip<'_, T, R, F>) {
-    if const { is_hot::<T>() } { simd::run(zip) } else { zip.run() }
-}
-
-/// A part of an operand that belongs to rows `from..to` of the output's outermost dimension (at `lead`).
-fn part<'a, T>(
-    v: &'a [T],
-    shape: &[usize],
-    output: &[usize],
     lead: usize,
     rows: (usize, usize),
-) -> (&'a [T], Vec<usize>) {
-    let skip = output.len() - shape.len();
-    if skip > lead || shape[lead - skip] == 1 {
-        return (v, shape.to_vec());
+}
+
+impl Part<'_> {
+    /// The elements of an operand that belong to the part, and their shape.
+    fn of<'a, T>(&self, t: &'a [T], own: &[usize]) -> (&'a [T], Vec<usize>) {
+        let skip = self.shape.len() - own.len();
+        if skip > self.lead || own.get(self.lead - skip).is_none_or(|&n| n == 1) {
+            return (t, own.to_vec());
+        }
+        let size: usize = own[self.lead - skip + 1..].iter().product();
+        let mut shape = own.to_vec();
+        shape[self.lead - skip] = self.rows.1 - self.rows.0;
+        (&t[self.rows.0 * size..self.rows.1 * size], shape)
     }
-    let size: usize = shape[lead - skip + 1..].iter().product();
-    let mut own = shape.to_vec();
-    own[lead - skip] = rows.1 - rows.0;
-    (&v[rows.0 * size..rows.1 * size], own)
+
+    fn shape(&self) -> Vec<usize> {
+        let mut shape = self.shape.to_vec();
+        if let Some(n) = shape.get_mut(self.lead) {
+            *n = self.rows.1 - self.rows.0;
+        }
+        shape
+    }
+}
+
+/// Runs `task(part, elements)` for parts of an output of `shape`, on several threads when it is large.
+fn for_each_part<T: Send>(threads: usize, shape: &[usize], out: &mut [T], task: &(dyn Fn(&Part<'_>, &mut [T]) + Sync)) {
+    let lead = shape.iter().position(|&d| d > 1).unwrap_or(0);
+    let row: usize = shape.iter().skip(lead + 1).product();
+    if out.is_empty() {
+        return;
+    }
+    let all = out.len() / row;
+    let rows = if threads > 1 && out.len() >= PARALLEL_FROM { (8 * CHUNK).div_ceil(row) } else { all };
+    for_each_chunk(threads, out, rows * row, &|i, out| {
+        task(&Part { shape, lead, rows: (i * rows, i * rows + out.len() / row) }, out);
+    });
+}
+
+/// Calls a function with the output offset, the operands' offsets, the length and the strides of each row. Behind a
+/// reference, so that the walk is compiled once and not for each operator.
+fn walk(shape: &[usize], a: &[usize], b: &[usize], row: &mut dyn FnMut(usize, [usize; 2], usize, [usize; 2])) {
+    for_each_row(shape, [a, b], row);
 }
 
 /// `f` of the broadcast elements of two tensors, as a new tensor of storage type `R`.
@@ -319,57 +280,96 @@ pub(super) fn zip<T: Element, R: Element>(
     let shape = broadcast(a.shape(), b.shape())?;
     let mut out = vec![R::default(); crate::tensor::count(&shape)?];
     let (x, y) = (a.slice::<T>()?, b.slice::<T>()?);
-    let lead = shape.iter().position(|&d| d > 1);
-    match lead {
-        Some(lead) if threads > 1 && out.len() >= PARALLEL_FROM => {
-            let row: usize = shape[lead + 1..].iter().product();
-            let rows = (8 * CHUNK).div_ceil(row);
-            split::for_each_chunk(threads, &mut out, rows * row, |i, out| {
-                let range = (i * rows, i * rows + out.len() / row);
-                let (x, x_shape) = part(x, a.shape(), &shape, lead, range);
-                let (y, y_shape) = part(y, b.shape(), &shape, lead, range);
-                let mut own = shape.clone();
-                own[lead] = range.1 - range.0;
-                zip_rows(Zip { shape: &own, a: (x, &x_shape), b: (y, &y_shape), out, f });
-            });
-        }
-        _ => zip_rows(Zip { shape: &shape, a: (x, a.shape()), b: (y, b.shape()), out: &mut out, f }),
-    }
+    for_each_part(threads, &shape, &mut out, &|part, out| {
+        let ((x, x_shape), (y, y_shape)) = (part.of(x, a.shape()), part.of(y, b.shape()));
+        walk(&part.shape(), &x_shape, &y_shape, &mut |o, [ix, iy], n, strides| {
+            let out = &mut out[o..o + n];
+            match strides {
+                [1, 1] => out.iter_mut().zip(&x[ix..ix + n]).zip(&y[iy..iy + n]).for_each(|((o, x), y)| *o = f(x, y)),
+                [sx, sy] => out.iter_mut().enumerate().for_each(|(i, o)| *o = f(&x[ix + i * sx], &y[iy + i * sy])),
+            }
+        });
+    });
     Tensor::new(&shape, out)
 }
 
-/// Like [`zip`] when the result is stored as the operands are: in place when one of them has the result's shape and
+/// Like [`zip`] when the result is stored as the operands are: in place when the first has the result's shape and
 /// nobody else holds it.
 ///
 /// # Errors
 /// As [`zip`].
 pub(super) fn zip_in_place<T: Element + Copy>(
     mut a: Tensor,
-    mut b: Tensor,
+    b: Tensor,
     threads: usize,
     f: impl Fn(T, T) -> T + Sync + Copy,
 ) -> Result<Tensor> {
     let shape = broadcast(a.shape(), b.shape())?;
-    if const { !is_hot::<T>() } {
-        return zip::<T, T>(&a, &b, threads, |x, y| f(*x, *y));
-    }
-    let parallel = threads > 1 && crate::tensor::count(&shape)? >= PARALLEL_FROM;
-    if !parallel && a.shape() == shape.as_slice() && is_unique::<T>(&a) {
-        simd::run(ZipAssign { shape: &shape, a: a.slice_mut()?, b: (b.slice()?, b.shape()), f });
+    let y = b.slice::<T>()?;
+    let assign = |part: &Part<'_>, out: &mut [T], x: Option<&[T]>, x_shape: &[usize]| {
+        let (y, y_shape) = part.of(y, b.shape());
+        let (x, x_shape) = x.map_or((None, part.shape()), |x| {
+            let (x, s) = part.of(x, x_shape);
+            (Some(x), s)
+        });
+        walk(&part.shape(), &x_shape, &y_shape, &mut |o, [ix, iy], n, [sx, sy]| {
+            // Piece by piece, so that what is copied is still in the cache when it is worked on.
+            for start in (0..n).step_by(CHUNK) {
+                let len = CHUNK.min(n - start);
+                let out = &mut out[o + start..o + start + len];
+                match (x, sx) {
+                    (None, _) => {}
+                    (Some(x), 1) => out.copy_from_slice(&x[ix + start..ix + start + len]),
+                    (Some(x), 0) => out.fill(x[ix]),
+                    (Some(x), s) => out.iter_mut().enumerate().for_each(|(i, o)| *o = x[ix + (start + i) * s]),
+                }
+                let y = &y[iy + start * sy..];
+                let row = Assign { x: out, y: if sy == 1 { &y[..len] } else { y }, stride: sy, f };
+                if const { is_hot::<T>() } { simd::run(row) } else { row.run() }
+            }
+        });
+    };
+    if a.shape() == shape.as_slice() && is_unique::<T>(&a) {
+        for_each_part(threads, &shape, a.slice_mut::<T>()?, &|part, out| assign(part, out, None, &[]));
         return Ok(a);
     }
-    if !parallel && b.shape() == shape.as_slice() && is_unique::<T>(&b) {
-        let swapped = |y: T, x: T| f(x, y);
-        simd::run(ZipAssign { shape: &shape, a: b.slice_mut()?, b: (a.slice()?, a.shape()), f: swapped });
-        return Ok(b);
-    }
-    zip::<T, T>(&a, &b, threads, |x, y| f(*x, *y))
+    let mut out = vec![T::default(); crate::tensor::count(&shape)?];
+    let x = a.slice::<T>()?;
+    for_each_part(threads, &shape, &mut out, &|part, out| assign(part, out, Some(x), a.shape()));
+    Tensor::new(&shape, out)
 }
 
-/// Floats of 16 bits by way of 32: exact operands, one more rounding, which is harmless (32 > 2 * 11 + 2 bits).
-pub(super) fn via_f32(a: &Tensor, b: &Tensor, f: impl FnOnce(Tensor, Tensor) -> Result<Tensor>) -> Result<Tensor> {
-    let dtype = a.dtype();
-    cast(&f(cast(a, DType::F32, true)?, cast(b, DType::F32, true)?)?, dtype, true)
+/// Like [`zip_in_place`] for an operation whose operands may change places, so that either may be written to.
+///
+/// # Errors
+/// As [`zip`].
+pub(super) fn zip_either<T: Element + Copy>(
+    a: Tensor,
+    b: Tensor,
+    threads: usize,
+    f: impl Fn(T, T) -> T + Sync + Copy,
+) -> Result<Tensor> {
+    let shape = broadcast(a.shape(), b.shape())?;
+    let fits = |t: &Tensor| t.shape() == shape.as_slice() && is_unique::<T>(t);
+    if fits(&b) && !fits(&a) { zip_in_place(b, a, threads, f) } else { zip_in_place(a, b, threads, f) }
+}
+
+/// Whether a loop over `T` is compiled for wide vectors: for the one type that models compute with. The others are
+/// compiled once, which keeps builds short.
+const fn is_hot<T: Element>() -> bool {
+    matches!(T::DTYPE, DType::F32)
+}
+
+/// The types that arithmetic is done in, so that not every operator is compiled for every type: 16-bit floats in
+/// `f32` (one more rounding, which is harmless: 32 > 2 * 11 + 2 bits), integers in `i64` (what does not fit wraps when
+/// it is converted back, as it would have in their own type).
+pub(super) fn work_type(dtype: DType) -> DType {
+    match dtype {
+        DType::F16 | DType::BF16 => DType::F32,
+        DType::U64 => DType::U64,
+        d if d.is_integer() => DType::I64,
+        d => d,
+    }
 }
 
 /// The rounding of 16-bit float types, for operators that compute in 32 bits inside.

@@ -132,6 +132,14 @@ impl InferCtx<'_> {
         Ok(Some(dtype.ok_or_else(|| anyhow!("attribute \"{name}\" is {code}, which names no element type"))?))
     }
 
+    /// Like [`Self::dtype_attr`], where 0 means that the attribute is not given.
+    ///
+    /// # Errors
+    /// The code names no type.
+    pub fn dtype_attr_unless_zero(&self, name: &str) -> Result<Option<DType>> {
+        if self.attrs.int(name) == Some(0) { Ok(None) } else { self.dtype_attr(name) }
+    }
+
     /// The shape that inputs broadcast to; `None` when a rank is not known.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 //! **Add an operator:** a new file `src/ops/<name>.rs` with a `pub(super) const OPS: &[OpDef]`, and its name in the
 //! `ops!` list below. Versions whose semantics differ are several `OpDef`s of the same name with different `since`.
 
+mod attention_core;
 mod call;
 mod elementwise;
 mod floats;
@@ -115,8 +116,10 @@ ops! {
     activation
     affine_grid
     arg
+    attention
     average_pool
     batch_normalization
+    bias_gelu
     binary
     bitwise
     cast_
@@ -129,9 +132,16 @@ ops! {
     constant_of_shape
     conv
     conv_transpose
+    cumulative
     depth_to_space
+    det
+    dynamic_quantize_linear
+    einsum
+    embed_layer_normalization
     expand
+    eye_like
     flatten
+    fourier
     gather
     gather_elements
     gather_nd
@@ -143,15 +153,22 @@ ops! {
     image_decoder
     instance_normalization
     layer_normalization
+    linear_attention
     logic
     loop_
+    loss
     mat_mul
     max_pool
+    mean_variance_normalization
+    multi_head_attention
     non_max_suppression
     non_zero
     one_hot
     optional
     pad
+    qlinear
+    quantize_linear
+    random
     range
     reduce
     reshape
@@ -159,12 +176,14 @@ ops! {
     reverse_sequence
     rnn
     roi_align
+    rotary_embedding
     scan
     scatter_elements
     scatter_nd
     sequence
     sequence_map
     shape
+    signal_window
     slice
     softmax
     split
@@ -172,11 +191,13 @@ ops! {
     squeeze
     string_normalizer
     string_ops
+    swi_glu
     tensor_scatter
     tf_idf_vectorizer
     tile
     top_k
     transpose
+    trilu
     unary
     unique
     unsqueeze

@@ -13,10 +13,9 @@ use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, OutputRange, QuantRule
 use crate::error::{Result, bail};
 use crate::ir::Dim;
 use crate::kernels::simd::{self, Kernel};
-use crate::kernels::{rows, split};
+use crate::kernels::{for_each_chunk, rows};
 use crate::tensor::cast::{Number, cast, from_f64s};
 use crate::tensor::{DType, Element, Tensor};
-use crate::with_numbers;
 
 const REDUCE: OpDef = OpDef {
     name: "",
@@ -129,8 +128,16 @@ pub(super) fn reduce(x: &Tensor, axes: &[usize], op: Op, threads: usize) -> Resu
             let v = cast(x, DType::U8, true)?;
             cast(&reduce(&v, axes, op, threads)?, DType::Bool, true)
         }
-        d => with_numbers!(x.data(), T, _b => reduce_integers::<T>(x, &plan, op),
-            _ => bail!("input 0 has element type {d}, expected a number type")),
+        DType::U64 => reduce_integers::<u64>(x, &plan, op),
+        DType::I64 => reduce_integers::<i64>(x, &plan, op),
+        d if d.is_integer() => {
+            let bounds = if plan.n == 0 && matches!(op, Op::Max | Op::Min) { Some(bound(d, op)) } else { None };
+            match bounds {
+                Some(b) => from_f64s(d, &plan.shape, vec![b; plan.n_outputs()]),
+                None => cast(&reduce(&cast(x, DType::I64, true)?, axes, op, threads)?, d, true),
+            }
+        }
+        d => bail!("input 0 has element type {d}, expected a number type"),
     }
 }
 
@@ -322,7 +329,7 @@ fn reduce_f32(x: &Tensor, plan: &Plan, op: Op, threads: usize) -> Result<Tensor>
         Some((&(size, false), rest)) if threads > 1 && v.len() >= PARALLEL_FROM && !rest.is_empty() => {
             // Over the outermost kept dimension: each output is still one chain of additions.
             let (ins, outs) = (v.len() / size, acc.len() / size);
-            split::for_each_chunk(threads, &mut acc, outs, |i, out| {
+            for_each_chunk(threads, &mut acc, outs, &|i, out| {
                 simd::run(Fold { x: &v[i * ins..(i + 1) * ins], dims: rest, op, out });
             });
         }
@@ -348,18 +355,23 @@ fn reduce_f64(x: &Tensor, plan: &Plan, op: Op) -> Result<Tensor> {
     Tensor::new(&plan.shape, acc.into_iter().map(|a| finish(op, a, plan.n)).collect::<Vec<f64>>())
 }
 
+/// The value that no element of an integer type exceeds in `Max`, or falls below in `Min`.
+fn bound(dtype: DType, op: Op) -> f64 {
+    let bits = dtype.bits() as i32;
+    match (op == Op::Max, dtype.is_signed_integer()) {
+        (true, true) => -(2f64.powi(bits - 1)),
+        (true, false) => 0.0,
+        (false, true) => 2f64.powi(bits - 1) - 1.0,
+        (false, false) => 2f64.powi(bits) - 1.0,
+    }
+}
+
 /// Sums and products in 64 bits, wrapping; what needs a root or a logarithm in floats, truncated.
 fn reduce_integers<T: Number + Element>(x: &Tensor, plan: &Plan, op: Op) -> Result<Tensor> {
     let v = x.slice::<T>()?;
     let dtype = x.dtype();
     if plan.n == 0 && matches!(op, Op::Max | Op::Min) {
-        // The smallest or largest value of the type, which saturation finds.
-        let bound = if op == Op::Max { f64::MIN } else { f64::MAX };
-        let bits = dtype.bits() as i32;
-        let signed = dtype.is_signed_integer();
-        let lo = if signed { -(2f64.powi(bits - 1)) } else { 0.0 };
-        let hi = if signed { 2f64.powi(bits - 1) - 1.0 } else { 2f64.powi(bits) - 1.0 };
-        return from_f64s(dtype, &plan.shape, vec![bound.clamp(lo, hi); plan.n_outputs()]);
+        return from_f64s(dtype, &plan.shape, vec![bound(dtype, op); plan.n_outputs()]);
     }
     let select = |better: fn(T, T) -> T| {
         let acc = plan.fold(v, None, |a: Option<T>, x| Some(a.map_or(x, |a| better(a, x))));

@@ -9,7 +9,7 @@
 use super::elementwise::{KEEP, PARALLEL_FROM, UNARY, is_half, wrong_type};
 use super::{Call, InferCtx, Item, OpDef, OutputRange, QuantRule, Slots, call};
 use crate::error::Result;
-use crate::kernels::{rows, split as threads_split};
+use crate::kernels::{for_each_chunk, rows};
 use crate::tensor::cast::cast;
 use crate::tensor::{DType, Tensor};
 
@@ -68,16 +68,12 @@ where
         return Ok(x);
     }
     let data = x.slice_mut::<T>()?;
-    let run = |v: &mut [T]| {
-        if threads > 1 && v.len() >= PARALLEL_FROM / 4 {
-            let piece = (16 * 1024usize).div_ceil(n) * n;
-            threads_split::for_each_chunk(threads, v, piece, |_, c| rows(c, n));
-        } else {
-            rows(v, n);
-        }
+    let split = |v: &mut [T]| {
+        let threads = if v.len() >= PARALLEL_FROM / 4 { threads } else { 1 };
+        for_each_chunk(threads, v, (16 * 1024usize).div_ceil(n) * n, &|_, c| rows(c, n));
     };
     if inner == 1 {
-        run(data);
+        split(data);
         return Ok(x);
     }
     // The rows are gathered, one slab at a time.
@@ -88,7 +84,7 @@ where
                 *v = part[j * inner + i];
             }
         }
-        run(&mut slab);
+        split(&mut slab);
         for (i, row) in slab.chunks_exact(n).enumerate() {
             for (j, v) in row.iter().enumerate() {
                 part[j * inner + i] = *v;

@@ -5,10 +5,11 @@
 //! T: `Max`, `Min`: every number type; `Sum`, `Mean`: floats. NaN wins in `Max` and `Min`.
 //! Quantized: `Max`, `Min` no; `Sum` and `Mean` with an observed output range.
 
-use super::elementwise::{KEEP, infer_broadcast, map_tensor, same_dtype, scalars, via_f32, wrong_type, zip_in_place};
+use super::elementwise::{KEEP, infer_broadcast, map_tensor, same_dtype, scalars, work_type, wrong_type, zip_either};
 use super::{Arity, Call, Item, OpDef, OpDomain, OutputRange, QuantRule, Slots};
 use crate::error::{Result, bail};
 use crate::tensor::DType;
+use crate::tensor::cast::cast;
 
 const VARIADIC: OpDef = OpDef {
     name: "",
@@ -31,52 +32,42 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { name: "Sum", eval: sum, quant: OBSERVED, ..VARIADIC },
 ];
 
+/// Folds the inputs with one function for floats and one for integers.
 macro_rules! fold {
-    ($call:expr, $float:expr, [$($int:ident: $t:ty),*], $of_int:expr) => {{
+    ($call:expr, $float:expr, $int:expr, $integers:expr) => {{
         let dtype = same_dtype($call)?;
-        let threads = $call.threads;
-        let mut acc = $call.take(0)?;
-        match dtype {
-            DType::F32 | DType::F64 | DType::F16 | DType::BF16 $(| DType::$int)* => {}
-            d => return wrong_type(0, d, "a number type that the operator takes"),
+        let work = work_type(dtype);
+        if !($integers && dtype.is_integer()) && !matches!(work, DType::F32 | DType::F64) {
+            return wrong_type(0, dtype, if $integers { "a number type" } else { "a floating-point type" });
         }
+        let threads = $call.threads;
+        let mut acc = cast(&$call.take(0)?, work, true)?;
         for i in 1..$call.n_inputs() {
-            let x = $call.take(i)?;
-            acc = match dtype {
-                DType::F32 => zip_in_place::<f32>(acc, x, threads, $float)?,
-                DType::F64 => zip_in_place::<f64>(acc, x, threads, $float)?,
-                DType::F16 | DType::BF16 => via_f32(&acc, &x, |a, b| zip_in_place::<f32>(a, b, threads, $float))?,
-                $(DType::$int => zip_in_place::<$t>(acc, x, threads, $of_int)?,)*
-                d => return wrong_type(i, d, "a number type"),
+            let x = cast(&$call.take(i)?, work, true)?;
+            acc = match work {
+                DType::F32 => zip_either::<f32>(acc, x, threads, $float)?,
+                DType::F64 => zip_either::<f64>(acc, x, threads, $float)?,
+                DType::U64 => zip_either::<u64>(acc, x, threads, $int)?,
+                _ => zip_either::<i64>(acc, x, threads, $int)?,
             };
         }
-        acc
+        (acc, dtype)
     }};
 }
 
 fn max(call: &mut Call<'_>) -> Result<Vec<Item>> {
-    let f = fold!(
-        call,
-        |a, b| if a > b || a.is_nan() { a } else { b },
-        [I8: i8, I16: i16, I32: i32, I64: i64, U8: u8, U16: u16, U32: u32, U64: u64],
-        |a, b| a.max(b)
-    );
-    Ok(f.into())
+    let (t, dtype) = fold!(call, |a, b| if a > b || a.is_nan() { a } else { b }, |a, b| a.max(b), true);
+    Ok(cast(&t, dtype, true)?.into())
 }
 
 fn min(call: &mut Call<'_>) -> Result<Vec<Item>> {
-    let f = fold!(
-        call,
-        |a, b| if a < b || a.is_nan() { a } else { b },
-        [I8: i8, I16: i16, I32: i32, I64: i64, U8: u8, U16: u16, U32: u32, U64: u64],
-        |a, b| a.min(b)
-    );
-    Ok(f.into())
+    let (t, dtype) = fold!(call, |a, b| if a < b || a.is_nan() { a } else { b }, |a, b| a.min(b), true);
+    Ok(cast(&t, dtype, true)?.into())
 }
 
 fn sum(call: &mut Call<'_>) -> Result<Vec<Item>> {
-    let s = fold!(call, |a, b| a + b, [I32: i32], |a, b| a.wrapping_add(b));
-    Ok(s.into())
+    let (t, dtype) = fold!(call, |a, b| a + b, |a, _| a, false);
+    Ok(cast(&t, dtype, true)?.into())
 }
 
 scalars! {
@@ -85,8 +76,9 @@ scalars! {
 
 fn mean(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let n = call.n_inputs() as f32;
-    let s = fold!(call, |a, b| a + b, [I32: i32], |a, b| a.wrapping_add(b));
-    Ok(map_tensor(s, call.threads, DivideBy { n })?.into())
+    let threads = call.threads;
+    let (t, dtype) = fold!(call, |a, b| a + b, |a, _| a, false);
+    Ok(cast(&map_tensor(t, threads, DivideBy { n })?, dtype, true)?.into())
 }
 
 #[cfg(test)]

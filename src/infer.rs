@@ -183,7 +183,7 @@ impl Walk<'_> {
             None => found,
             Some(declared) => match merge(declared, &found) {
                 Some(t) => t,
-                None if g.is_output(v) && id == GraphId::MAIN => {
+                None if g.is_output(v) => {
                     self.sink.warn(
                         "output-type-contradicted",
                         Location::value(&value.name),
@@ -214,7 +214,11 @@ impl InferBodies for Walk<'_> {
             if let Some(ty) = ty {
                 // A body's inputs have the types of what is passed; what the file says is kept where that is unknown.
                 let declared = self.model.graph(body).value(v).ty.clone();
-                let merged = declared.and_then(|d| merge(&d, ty)).unwrap_or_else(|| ty.clone());
+                // A declaration that contradicts it (an iteration count of shape [1]) stays, as for the model's own inputs.
+                let merged = match declared {
+                    Some(d) => merge(&d, ty).unwrap_or(d),
+                    None => ty.clone(),
+                };
                 self.model.graph_mut(body).set_type(v, Some(merged));
             }
         }

@@ -172,7 +172,8 @@ impl Reference {
         let made = (0..n)
             .into_par_iter()
             .map(|i| {
-                let sample = data.sample(i)?;
+                // Spread over the data: folders are often sorted by kind.
+                let sample = data.sample(i * data.len() / n)?;
                 let outputs = run(program, &sample.inputs, inner).with_context(|| sample.origin.clone())?;
                 Ok((sample.inputs, outputs))
             })
@@ -193,7 +194,7 @@ impl Reference {
         self.samples.is_empty()
     }
 
-    /// The error of a quantized model, for each float output, over the first `limit` samples.
+    /// The error of a quantized model, for each float output, over at most `limit` samples, spread evenly.
     ///
     /// # Errors
     /// The model does not run on a sample.
@@ -203,6 +204,7 @@ impl Reference {
         let per_sample = (0..n)
             .into_par_iter()
             .map(|i| {
+                let i = i * self.len() / n;
                 let outputs = run(program, &self.samples[i], inner)?;
                 let pairs = self.outputs[i].iter().zip(&outputs);
                 pairs

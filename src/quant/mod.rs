@@ -17,9 +17,9 @@ pub mod target;
 
 use crate::calibrate::dataset::Dataset;
 use crate::diag::Sink;
-use crate::error::{Result, bail, ensure};
+use crate::error::{Location, Result, bail, ensure};
 use crate::interp::{CompileOptions, Program};
-use crate::ir::Model;
+use crate::ir::{Def, Model};
 use crate::passes;
 
 pub use config::{Config, refuse_quantized};
@@ -71,6 +71,7 @@ pub fn quantize(
     refuse_quantized(&model)?;
     let mut report = Report { before: report::Side::of(&model), ..Report::default() };
     ensure!(!data.calibration.is_empty(), "there are no calibration samples");
+    close_inputs(&mut model, sink);
     let mut ctx = passes::Ctx::new(sink).opset_floor(config.target.opset);
     passes::manager::run(&mut model, &passes::PREPARE, &mut ctx, observer)?;
     crate::infer::infer(&mut model, sink)?;
@@ -97,6 +98,29 @@ pub fn quantize(
     report.describe(&prepared, &plan, &emitted);
     observer("quantize", &emitted);
     Ok(Quantized { model: emitted, prepared, plan, report })
+}
+
+/// Takes stored tensors that older exporters list as graph inputs (weights, mostly) for the constants that they are, and
+/// off the list of inputs: nothing that can be overridden at run time can be quantized, folded or fused.
+fn close_inputs(model: &mut Model, sink: &mut Sink) {
+    let g = model.main_mut();
+    let mut closed = 0;
+    for v in g.inputs().to_vec() {
+        if let Def::Overridable(t) = &g.value(v).def {
+            let t = t.clone();
+            g.set_def(v, Def::Initializer(t));
+            closed += 1;
+        }
+    }
+    if closed > 0 {
+        let inputs = g.inputs().iter().copied().filter(|&v| matches!(g.value(v).def, Def::Input)).collect();
+        g.set_inputs(inputs);
+        sink.note(
+            "overridable-initializers",
+            Location::default(),
+            format!("{closed} stored tensors were listed as graph inputs; they are constants from here on"),
+        );
+    }
 }
 
 fn report_unknown(model: &Model, sink: &mut Sink) {

@@ -1,6 +1,8 @@
 //! Choices by measured error: which algorithms are applied, and which operators stay float so that the model is not
 //! noise. Every choice is verified by running the model that it gives, on samples that are not the held-out ones.
 
+use std::time::{Duration, Instant};
+
 use rayon::prelude::*;
 
 use super::Data;
@@ -25,7 +27,9 @@ const RANK_SAMPLES: usize = 4;
 /// Samples that channel statistics are gathered from.
 const CHANNEL_SAMPLES: usize = 32;
 /// What choices must reach above the floor, in dB, since they are measured on other samples than the result.
-const MARGIN_DB: f64 = 1.0;
+const MARGIN_DB: f64 = 1.5;
+/// Time that the ranking of operators may take: with slow models neighbours are ranked together.
+const RANK_BUDGET: Duration = Duration::from_secs(20);
 /// A model as good as this needs no algorithm.
 const GOOD_DB: f64 = 45.0;
 
@@ -142,7 +146,12 @@ pub fn choose(
 
     let floor = config.min_sqnr_db + MARGIN_DB;
     if db < floor {
-        let ranked = rank(&plan, excluded, progress, &|others| {
+        // How many candidates can be tried in the time: one such run, on as many threads as there are.
+        let start = Instant::now();
+        reference.compare(&compile(&emitted)?, RANK_SAMPLES, 1)?;
+        let cost = start.elapsed().max(Duration::from_micros(1));
+        let affordable = (RANK_BUDGET.as_secs_f64() / cost.as_secs_f64()) as usize;
+        let ranked = rank(&plan, excluded, affordable.max(6), progress, &|others| {
             let (_, model) = make(others, corrected)?;
             Ok(worst_sqnr(&reference.compare(&compile(&model)?, RANK_SAMPLES, 1)?))
         })?;
@@ -150,8 +159,10 @@ pub fn choose(
         progress.begin("searching", steps);
         let mut attempt = |k: usize| -> Result<(QuantPlan, Model, f64)> {
             let mut out = excluded.clone();
-            for (place, alone) in &ranked[..k] {
-                out.insert(*place, ("accuracy", format!("costs too much accuracy: {alone:.1} dB alone")));
+            for (places, alone) in &ranked[..k] {
+                for place in places {
+                    out.insert(*place, ("accuracy", format!("costs too much accuracy: {alone:.1} dB alone")));
+                }
             }
             let (plan, model) = make(&out, corrected)?;
             let db = score(&model, TUNE_SAMPLES)?;
@@ -160,9 +171,11 @@ pub fn choose(
         };
         let (k, found) = shortest_prefix(ranked.len(), floor, &mut attempt)?;
         progress.end();
+        let count = |r: &[(Vec<NodePlace>, f64)]| r.iter().map(|(p, _)| p.len()).sum::<usize>();
         report.notes.push(format!(
-            "{k} of {} operators stay float: {db:.1} -> {:.1} dB (floor {:.1} dB)",
-            ranked.len(),
+            "{} of {} operators stay float: {db:.1} -> {:.1} dB (floor {:.1} dB)",
+            count(&ranked[..k]),
+            count(&ranked),
             found.2,
             config.min_sqnr_db
         ));
@@ -197,26 +210,30 @@ fn shortest_prefix(
     }
 }
 
-/// Weighted operators by the output SQNR that the model has when they alone run in integers, worst first.
+/// Weighted operators by the output SQNR that the model has when they alone run in integers, worst first. When there
+/// are more than `affordable`, neighbours in the order of execution are taken together.
 fn rank(
     plan: &QuantPlan,
     excluded: &Excluded,
+    affordable: usize,
     progress: &dyn Progress,
     score: &(dyn Fn(&Excluded) -> Result<f64> + Sync),
-) -> Result<Vec<(NodePlace, f64)>> {
+) -> Result<Vec<(Vec<NodePlace>, f64)>> {
     let weighted: Vec<NodePlace> =
         plan.nodes.iter().filter(|n| n.decision == Decision::Integer && n.weight.is_some()).map(|n| n.place).collect();
-    progress.begin("ranking operators", weighted.len() as u64);
-    let mut ranked = weighted
+    let size = weighted.len().div_ceil(affordable.max(1)).max(1);
+    let groups: Vec<&[NodePlace]> = weighted.chunks(size).collect();
+    progress.begin("ranking operators", groups.len() as u64);
+    let mut ranked = groups
         .par_iter()
         .map(|&alone| {
             let mut others = excluded.clone();
-            for &p in weighted.iter().filter(|&&p| p != alone) {
+            for &p in weighted.iter().filter(|p| !alone.contains(p)) {
                 others.insert(p, ("accuracy", String::new()));
             }
             let db = score(&others)?;
             progress.advance(1);
-            Ok((alone, db))
+            Ok((alone.to_vec(), db))
         })
         .collect::<Result<Vec<_>>>()?;
     progress.end();

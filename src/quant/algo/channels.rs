@@ -119,7 +119,7 @@ impl Channels {
     }
 }
 
-/// Runs the float model on the first `limit` samples and gathers the statistics of these places.
+/// Runs the float model on at most `limit` samples, spread evenly, and gathers the statistics of these places.
 ///
 /// # Errors
 /// A sample cannot be read or the model does not run on it.
@@ -131,10 +131,11 @@ pub fn gather(
 ) -> Result<BTreeMap<Place, Channels>> {
     let program =
         Program::compile(model, &CompileOptions { watch: &|g, v| places.contains_key(&(g, v)), skip_unknown: true })?;
-    let per_sample = (0..data.len().min(limit))
+    let n = data.len().min(limit);
+    let per_sample = (0..n)
         .into_par_iter()
         .map(|i| {
-            let sample = data.sample(i)?;
+            let sample = data.sample(i * data.len() / n)?;
             let mut seen: BTreeMap<Place, Channels> = BTreeMap::new();
             let tap = &mut |g: GraphId, v: ValueId, item: &Item| {
                 if let (Item::Tensor(t), Some(axis)) = (item, places.get(&(g, v)))

@@ -2,6 +2,30 @@
 
 use crate::ir::{Attrs, Dim};
 
+/// The operator that quantizes a tensor.
+pub const QUANTIZE: &str = "QuantizeLinear";
+/// The operator that dequantizes a tensor.
+pub const DEQUANTIZE: &str = "DequantizeLinear";
+/// The operator that a compressed weight is widened with.
+pub const CAST: &str = "Cast";
+/// Operators that a model has only when it was quantized before.
+pub const QUANTIZED: &[&str] = &[
+    QUANTIZE,
+    DEQUANTIZE,
+    "DynamicQuantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+    "MatMulNBits",
+    "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM",
+    "GatherBlockQuantized",
+    "MatMulIntegerToFloat",
+    "QGemm",
+    "QLinearAdd",
+];
+
 /// How an operator behaves when its tensors are quantized.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum QuantRule {

@@ -3,7 +3,7 @@
 
 use super::annotate::constant;
 use crate::ir::{Dim, Graph, GraphId, Model, NodeId, ValueId};
-use crate::ops::{QuantRule, lookup};
+use crate::ops::{QuantRule, lookup, quant_rule};
 use crate::tensor::{DType, Tensor};
 
 /// What is wrong with a quantized model, one line each; empty when it is sound.
@@ -34,11 +34,11 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn is_q(&self, n: NodeId) -> bool {
-        self.g.node(n).op_type == "QuantizeLinear"
+        self.g.node(n).op_type == quant_rule::QUANTIZE
     }
 
     fn is_dq(&self, n: NodeId) -> bool {
-        self.g.node(n).op_type == "DequantizeLinear"
+        self.g.node(n).op_type == quant_rule::DEQUANTIZE
     }
 
     fn stored(&self, v: ValueId) -> Option<&Tensor> {

@@ -5,6 +5,7 @@ use super::target::Target;
 use crate::calibrate::Method;
 use crate::error::{Result, WithHelp, bail};
 use crate::ir::Model;
+use crate::ops::quant_rule::{CAST, QUANTIZED};
 
 /// Choices for one run.
 pub struct Config {
@@ -53,24 +54,6 @@ impl Config {
     }
 }
 
-/// Operators that a model has only when it was quantized before.
-const QUANTIZED: &[&str] = &[
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "DynamicQuantizeLinear",
-    "QLinearConv",
-    "QLinearMatMul",
-    "ConvInteger",
-    "MatMulInteger",
-    "MatMulNBits",
-    "DynamicQuantizeMatMul",
-    "DynamicQuantizeLSTM",
-    "GatherBlockQuantized",
-    "MatMulIntegerToFloat",
-    "QGemm",
-    "QLinearAdd",
-];
-
 /// Refuses a model that was quantized before: its scales belong to other arithmetic than ours.
 ///
 /// # Errors
@@ -83,7 +66,7 @@ pub fn refuse_quantized(model: &Model) -> Result<()> {
             let node = g.node(n);
             let stored = g.input(n, 0).and_then(|v| super::annotate::constant(model, id, v));
             // A large 8-bit constant that is cast to float is a compressed weight.
-            let is_weight = node.op_type == "Cast"
+            let is_weight = node.op_type == CAST
                 && stored.is_some_and(|t| t.dtype().bits() <= 8 && t.dtype().is_integer() && t.shape().len() >= 2);
             if is_weight || QUANTIZED.contains(&node.op_type.as_str()) {
                 found.push(format!("\"{}\" ({})", node.label(), node.op_type));

@@ -6,6 +6,7 @@ use super::measure::OutputError;
 use super::plan::{Decision, QuantPlan};
 use crate::ir::Model;
 use crate::ops::QuantRule;
+use crate::ops::quant_rule;
 
 /// Before or after.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -109,8 +110,8 @@ impl Report {
             let g = emitted.graph(id);
             for n in g.nodes() {
                 match g.node(n).op_type.as_str() {
-                    "QuantizeLinear" => self.n_quantize += 1,
-                    "DequantizeLinear" => self.n_dequantize += 1,
+                    quant_rule::QUANTIZE => self.n_quantize += 1,
+                    quant_rule::DEQUANTIZE => self.n_dequantize += 1,
                     _ => {}
                 }
             }

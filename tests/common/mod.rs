@@ -13,6 +13,8 @@ pub mod npz;
 pub mod ort;
 pub mod pb;
 pub mod python;
+pub mod rng;
+pub mod tensors;
 
 use std::path::{Path, PathBuf};
 

@@ -6,7 +6,7 @@ use super::{Made, Spec, link, spec};
 use crate::graph::{Node, Slot};
 use crate::random::{ANY, FLOATS, Gen, INTS, NUMBERS, from_f64s};
 
-pub const SPECS: &[Spec] = &[
+pub(super) const SPECS: &[Spec] = &[
     link("Abs", &[7, 13], unary_number),
     link("Neg", &[7, 13], unary_signed),
     spec("Sign", &[9, 13], unary_number),

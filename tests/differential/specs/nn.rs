@@ -6,7 +6,7 @@ use super::{Made, Spec, link, microsoft, spec};
 use crate::graph::{Node, Slot};
 use crate::random::Gen;
 
-pub const SPECS: &[Spec] = &[
+pub(super) const SPECS: &[Spec] = &[
     link("Conv", &[7, 11, 22], conv),
     link("ConvTranspose", &[7, 11, 22], conv_transpose),
     link("MaxPool", &[8, 10, 11, 12, 22], max_pool),

@@ -6,7 +6,7 @@ use super::{Made, Spec, microsoft, spec};
 use crate::graph::{Node, Slot};
 use crate::random::{Gen, from_f64s};
 
-pub const SPECS: &[Spec] = &[
+pub(super) const SPECS: &[Spec] = &[
     spec("QuantizeLinear", &[10, 13, 19, 21], quantize),
     spec("DequantizeLinear", &[10, 13, 19, 21], dequantize),
     spec("DynamicQuantizeLinear", &[11], dynamic),

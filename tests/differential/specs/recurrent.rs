@@ -8,7 +8,7 @@ use super::{Made, Spec, spec};
 use crate::graph::{Node, Slot};
 use crate::random::Gen;
 
-pub const SPECS: &[Spec] = &[
+pub(super) const SPECS: &[Spec] = &[
     spec("RNN", &[7, 14, 22], recurrent),
     spec("GRU", &[7, 14, 22], recurrent),
     spec("LSTM", &[7, 14, 22], recurrent),

@@ -6,7 +6,7 @@ use super::{Made, Spec, ints, link, spec};
 use crate::graph::{Node, Slot};
 use crate::random::{FLOATS, Gen, from_f64s};
 
-pub const SPECS: &[Spec] = &[
+pub(super) const SPECS: &[Spec] = &[
     link("ReduceSum", &[7, 11, 13], reduce),
     link("ReduceMean", &[7, 13, 18], reduce),
     spec("ReduceMax", &[7, 12, 13, 18, 20], reduce_order),

@@ -7,7 +7,7 @@ use super::{Made, Spec, ints, link, spec};
 use crate::graph::{Node, Slot};
 use crate::random::{ANY, Gen, NUMBERS, from_f64s};
 
-pub const SPECS: &[Spec] = &[
+pub(super) const SPECS: &[Spec] = &[
     link("Transpose", &[7, 13, 21], transpose),
     link("Reshape", &[7, 13, 14, 21], reshape),
     link("Flatten", &[9, 11, 13], flatten),
@@ -39,7 +39,7 @@ pub const SPECS: &[Spec] = &[
     spec("Unique", &[11], unique),
     spec("CenterCropPad", &[18], center_crop_pad),
     link("Resize", &[10, 11, 13, 18, 19], resize),
-    link("Upsample", &[7, 9], upsample),
+    spec("Upsample", &[7, 9], upsample),
     spec("Einsum", &[12], einsum),
     spec("NonMaxSuppression", &[10, 11], nms),
 ];

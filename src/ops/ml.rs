@@ -24,7 +24,8 @@ pub(super) const ML: OpDef = OpDef {
 /// One is not UTF-8.
 pub(super) fn strings(attrs: &Attrs, name: &str) -> Result<Option<Vec<String>>> {
     let Some(Attr::Strings(v)) = attrs.get(name) else { return Ok(None) };
-    let text = |b: &bytes::Bytes| String::from_utf8(b.to_vec()).map_err(|_| anyhow!("attribute \"{name}\" is not UTF-8"));
+    let text =
+        |b: &bytes::Bytes| String::from_utf8(b.to_vec()).map_err(|_| anyhow!("attribute \"{name}\" is not UTF-8"));
     v.iter().map(text).collect::<Result<_>>().map(Some)
 }
 

@@ -12,6 +12,7 @@ mod call;
 mod elementwise;
 mod floats;
 mod infer_ctx;
+mod ml;
 pub mod quant_rule;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -37,6 +38,10 @@ pub enum OpDomain {
     Ml,
     /// `com.microsoft`: ONNX Runtime's own.
     Microsoft,
+    /// `ai.onnx.preview`: operators that the specification tries out.
+    Preview,
+    /// `ai.onnx.preview.training`
+    Training,
 }
 
 impl OpDomain {
@@ -47,6 +52,8 @@ impl OpDomain {
             OpDomain::Onnx => "",
             OpDomain::Ml => "ai.onnx.ml",
             OpDomain::Microsoft => "com.microsoft",
+            OpDomain::Preview => "ai.onnx.preview",
+            OpDomain::Training => "ai.onnx.preview.training",
         }
     }
 }
@@ -141,6 +148,7 @@ ops! {
     expand
     eye_like
     flatten
+    flex_attention
     fourier
     gather
     gather_elements
@@ -152,8 +160,10 @@ ops! {
     if_
     image_decoder
     instance_normalization
+    label_encoder
     layer_normalization
     linear_attention
+    linear_model
     logic
     loop_
     loss
@@ -164,6 +174,7 @@ ops! {
     non_max_suppression
     non_zero
     one_hot
+    optimizers
     optional
     pad
     qlinear
@@ -177,6 +188,7 @@ ops! {
     rnn
     roi_align
     rotary_embedding
+    scaler
     scan
     scatter_elements
     scatter_nd
@@ -191,18 +203,21 @@ ops! {
     squeeze
     string_normalizer
     string_ops
+    svm
     swi_glu
     tensor_scatter
     tf_idf_vectorizer
     tile
     top_k
     transpose
+    tree_ensemble
     trilu
     unary
     unique
     unsqueeze
     variadic
     where_
+    zip_map
 }
 
 static TABLE: LazyLock<BTreeMap<(&'static str, &'static str), Vec<&'static OpDef>>> = LazyLock::new(|| {

@@ -227,10 +227,9 @@ fn classify(call: &mut Call<'_>) -> Result<Vec<Item>> {
         let class = if n_classes == 2 && machine.prob.is_none() { usize::from(values[0] <= 0.0) } else { class };
         classes.push(class);
         if machine.prob.is_none() && scores.len() == 1 {
-            scores = two_scores(scores[0], transform, SecondScore::Complement);
-            if transform == PostTransform::None {
-                scores = vec![values[0], -values[0]];
-            }
+            let second =
+                if transform == PostTransform::None { SecondScore::Negation } else { SecondScore::Complement };
+            scores = two_scores(scores[0], transform, second);
         } else {
             transform.apply(&mut scores);
         }
@@ -285,17 +284,49 @@ mod tests {
             .fails("coefficients");
     }
 
-    #[test]
-    fn a_classifier_votes() {
-        let case = Case::new("SVMClassifier", 1)
+    fn classifier() -> Case {
+        Case::new("SVMClassifier", 1)
             .domain("ai.onnx.ml")
-            .input(Tensor::of(&[2, 1], vec![2.0f32, -2.0]))
+            .input(Tensor::of(&[3, 1], vec![2.0f32, -2.0, 0.3]))
             .attr("support_vectors", vec![1.0f32, -1.0])
             .attr("vectors_per_class", vec![1i64, 1])
             .attr("coefficients", vec![1.0f32, -1.0])
-            .attr("rho", vec![0.0f32])
-            .attr("classlabels_ints", vec![3i64, 4])
-            .outputs(2);
-        assert_eq!(case.run().unwrap()[0], Tensor::vector(vec![3i64, 4]));
+            .attr("rho", vec![0.1f32])
+            .attr("classlabels_ints", vec![5i64, 6])
+            .outputs(2)
+            .tolerance(1e-5)
+    }
+
+    /// The numbers of this test and the next are ONNX Runtime's.
+    #[test]
+    fn two_classes_have_one_score() {
+        let labels = Tensor::vector(vec![5i64, 6, 5]);
+        classifier().expect(&[labels.clone(), Tensor::of(&[3, 2], vec![-4.1f32, 4.1, 3.9, -3.9, -0.7, 0.7])]);
+        let logistic = vec![0.0163025f32, 0.9836975, 0.9801598, 0.0198402, 0.3318122, 0.6681878];
+        classifier().attr("post_transform", "LOGISTIC").expect(&[labels, Tensor::of(&[3, 2], logistic)]);
+    }
+
+    #[test]
+    fn several_classes_vote_or_have_probabilities() {
+        let case = classifier()
+            .attr("support_vectors", vec![1.0f32, -1.0, 3.0])
+            .attr("vectors_per_class", vec![1i64, 1, 1])
+            .attr("coefficients", vec![1.0f32, -1.0, 0.5, 0.3, -0.2, 0.7])
+            .attr("rho", vec![0.1f32, 0.2, 0.3])
+            .attr("classlabels_ints", vec![5i64, 6, 7])
+            .attr("kernel_type", "RBF")
+            .attr("kernel_params", vec![0.5f32, 0.0, 0.0]);
+        let labels = Tensor::vector(vec![5i64, 6, 5]);
+        let values = vec![
+            0.6954217f32, 0.6852245, 0.7223496, -0.4954217, 0.2033346, 0.1786965, 0.4531471, 0.4478721, 0.2323735,
+        ];
+        case.clone().expect(&[labels.clone(), Tensor::of(&[3, 3], values)]);
+        let probabilities = vec![
+            0.4484387f32, 0.3610448, 0.1905165, 0.2518388, 0.4559892, 0.2921721, 0.3814533, 0.3454794, 0.2730671,
+        ];
+        case.attr("prob_a", vec![-1.0f32, -0.5, -2.0])
+            .attr("prob_b", vec![0.2f32, 0.1, 0.0])
+            .tolerance(1e-4)
+            .expect(&[labels, Tensor::of(&[3, 3], probabilities)]);
     }
 }

@@ -192,7 +192,7 @@ impl Forest {
         let mut sets = members.split(|v| v.is_nan());
         let next = |id: i64, is_leaf: i64| {
             let id = index(id)?;
-            Ok::<_, crate::error::anyhow::Error>(if is_leaf != 0 { Next::Leaf(id) } else { Next::Node(id) })
+            Ok::<_, anyhow::Error>(if is_leaf != 0 { Next::Leaf(id) } else { Next::Node(id) })
         };
         let mut nodes = Vec::with_capacity(n);
         for i in 0..n {
@@ -259,7 +259,7 @@ impl Forest {
         let place = |tree: i64, id: i64| {
             let i = at.get(&(tree, id)).copied();
             let i = i.ok_or_else(|| anyhow!("a branch leads to node {id} of tree {tree}, which does not exist"))?;
-            Ok::<_, crate::error::anyhow::Error>(if is_leaf[i] { Next::Leaf(i) } else { Next::Node(i) })
+            Ok::<_, anyhow::Error>(if is_leaf[i] { Next::Leaf(i) } else { Next::Node(i) })
         };
         let mut nodes = Vec::with_capacity(n);
         let mut roots = BTreeMap::new();
@@ -352,23 +352,25 @@ fn classify(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let base = base_values(call.attrs, n_classes)?;
     let forest = call.shared(|| Forest::of_lists(call.attrs, "class", n_classes, Aggregate::Sum))?;
     let ids = ints(call.attrs, "class_ids");
-    // Two classes, and all leaves speak of one of them: its score decides.
-    let is_binary = n_classes == 2 && ids.iter().all(|i| *i == ids[0]);
+    // Two classes, and all leaves speak of the first: its score is that of the second class.
+    let is_binary = n_classes == 2 && ids.iter().all(|i| *i == 0);
+    // All leaves speak of the second: the first has no score, and the same limit decides.
+    let is_second = n_classes == 2 && !ids.is_empty() && ids.iter().all(|i| *i == 1);
     let is_probability = ml::floats(call.attrs, "class_weights")?.iter().all(|&w| w >= 0.0);
     let (mut classes, mut out) = (Vec::new(), Vec::new());
     for i in 0..n {
         let values = forest.eval(&v[i * c..(i + 1) * c])?;
+        let (limit, second) =
+            if is_probability { (0.5, SecondScore::Complement) } else { (0.0, SecondScore::Negation) };
         if is_binary {
             let base = base.last().copied().unwrap_or(0.0);
-            let score = values.iter().flatten().next().copied().unwrap_or(0.0) + base;
-            let (limit, second) =
-                if is_probability { (0.5, SecondScore::Complement) } else { (0.0, SecondScore::Negation) };
+            let score = values[0].unwrap_or(0.0) + base;
             classes.push(usize::from(score > limit));
             out.extend(two_scores(score, transform, second));
             continue;
         }
         let mut row: Vec<f64> = values.iter().enumerate().map(|(j, v)| v.unwrap_or(0.0) + base.get(j).unwrap_or(&0.0)).collect();
-        classes.push(best(&row));
+        classes.push(if is_second { usize::from(row[1] > limit) } else { best(&row) });
         transform.apply(&mut row);
         out.extend(row);
     }

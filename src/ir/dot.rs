@@ -139,7 +139,10 @@ impl Printer<'_> {
         label.extend(inputs.iter().filter(|&&v| self.is_stored(graph, v)).map(|&v| self.describe(graph, v)));
         let id = Self::node_id(graph, n);
         self.line(indent, &format!("{id} [label={}];", lines(&label)));
-        for &v in inputs.iter().filter(|&&v| !self.is_stored(graph, v)) {
+        for v in inputs {
+            if self.is_stored(graph, v) {
+                continue;
+            }
             let (from, is_captured) = self.source(graph, v);
             let style = if is_captured { ", style=dashed" } else { "" };
             let label = quoted(&self.describe(graph, v));

@@ -49,7 +49,12 @@ fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let theta = call.input(0)?;
     ensure!(size.len() == 4 || size.len() == 5, "input 1 (size) has {} entries, expected 4 or 5", size.len());
     let d = size.len() - 2;
-    ensure!(theta.shape() == [size[0], d, d + 1], "input 0 (theta) has shape {:?}, expected {:?}", theta.shape(), [size[0], d, d + 1]);
+    ensure!(
+        theta.shape() == [size[0], d, d + 1],
+        "input 0 (theta) has shape {:?}, expected {:?}",
+        theta.shape(),
+        [size[0], d, d + 1]
+    );
     let spatial = &size[2..];
     let points = count(spatial)?;
     let shape = [&size[..1], spatial, &[d]].concat();

@@ -11,8 +11,8 @@ use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, anyhow, bail, ensure};
 use crate::ir::{Dim, sym};
 use crate::kernels::gemm::{Init, PackedB, gemm};
-use crate::tensor::cast::cast;
 use crate::tensor::Tensor;
+use crate::tensor::cast::cast;
 
 pub(super) const WHY: QuantRule = QuantRule::Keep { why: "is attention, whose scores have no fixed scale" };
 
@@ -54,10 +54,8 @@ pub(super) fn heads(attr: Option<i64>, name: &str) -> Result<Option<usize>> {
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let dtype = ctx.dtype(0);
-    let (q_heads, kv_heads) = (
-        heads(ctx.attrs.int("q_num_heads"), "q_num_heads")?,
-        heads(ctx.attrs.int("kv_num_heads"), "kv_num_heads")?,
-    );
+    let (q_heads, kv_heads) =
+        (heads(ctx.attrs.int("q_num_heads"), "q_num_heads")?, heads(ctx.attrs.int("kv_num_heads"), "kv_num_heads")?);
     let (Some(q), Some(k), Some(v)) = (ctx.shape(0), ctx.shape(1), ctx.shape(2)) else {
         ctx.set_tensor(0, dtype, None);
         return Ok(());
@@ -74,7 +72,8 @@ fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     } else {
         vec![b.clone(), s.clone(), sym::mul(&h, &v4[3])]
     };
-    let past = if ctx.has(4) { ctx.shape(4).and_then(|p| p.get(2).cloned()).unwrap_or(Dim::Unknown) } else { Dim::Known(0) };
+    let past =
+        if ctx.has(4) { ctx.shape(4).and_then(|p| p.get(2).cloned()).unwrap_or(Dim::Unknown) } else { Dim::Known(0) };
     let total = sym::add(&past, &k4[2]);
     let (k_type, v_type) = (ctx.dtype(1), ctx.dtype(2));
     let [kb, kh, _, kd] = k4;
@@ -87,10 +86,8 @@ fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
 }
 
 fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
-    let (q_heads, kv_heads) = (
-        heads(call.attrs.int("q_num_heads"), "q_num_heads")?,
-        heads(call.attrs.int("kv_num_heads"), "kv_num_heads")?,
-    );
+    let (q_heads, kv_heads) =
+        (heads(call.attrs.int("q_num_heads"), "q_num_heads")?, heads(call.attrs.int("kv_num_heads"), "kv_num_heads")?);
     let (dtype, k_type, v_type) = (call.input(0)?.dtype(), call.input(1)?.dtype(), call.input(2)?.dtype());
     let is_flat = call.input(0)?.rank() == 3;
     let q = Heads::new(call.input(0)?, q_heads, "input 0")?;
@@ -107,14 +104,20 @@ fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
     }
     let valid = call.optional(6)?.map(Tensor::to_i64s).transpose()?;
     if let Some(n) = &valid {
-        ensure!(n.len() == q.batch(), "input 6 has {} elements, expected one for each of {} samples", n.len(), q.batch());
+        ensure!(
+            n.len() == q.batch(),
+            "input 6 has {} elements, expected one for each of {} samples",
+            n.len(),
+            q.batch()
+        );
     }
     let scores = [q.batch(), q.heads(), q.len(), k.len()];
     let mut biases = Vec::new();
     if let Some(mask) = call.optional(3)? {
         biases.push(Bias::new(mask, scores, f32::NEG_INFINITY, "input 3")?);
     }
-    let (causal, left, right) = (call.flag("is_causal", false), call.int("left_window_size", -1), call.int("right_window_size", -1));
+    let (causal, left, right) =
+        (call.flag("is_causal", false), call.int("left_window_size", -1), call.int("right_window_size", -1));
     let (n_q, n_k) = (q.len() as i64, k.len() as i64);
     let has_past = call.optional(4)?.is_some();
     let visible = |batch: usize, query: usize| {
@@ -186,12 +189,16 @@ fn eval_projected(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let x = call.input(0)?;
     let dtype = x.dtype();
     let &[batch, len, width] = x.shape() else { bail!("input 0 has rank {}, expected 3", x.rank()) };
-    let n = heads(call.attrs.int("num_heads"), "num_heads")?.ok_or_else(|| anyhow!("attribute \"num_heads\" is missing"))?;
+    let n = heads(call.attrs.int("num_heads"), "num_heads")?
+        .ok_or_else(|| anyhow!("attribute \"num_heads\" is missing"))?;
     let weight = call.input(1)?;
     let &[rows, columns] = weight.shape() else { bail!("input 1 has rank {}, expected 2", weight.rank()) };
     ensure!(rows == width, "input 1 has {rows} rows, expected {width} as input 0 has columns");
     let sizes = call.sizes("qkv_hidden_sizes", || vec![columns / 3; 3])?;
-    ensure!(sizes.len() == 3 && sizes.iter().sum::<usize>() == columns, "input 1 has {columns} columns for widths {sizes:?}");
+    ensure!(
+        sizes.len() == 3 && sizes.iter().sum::<usize>() == columns,
+        "input 1 has {columns} columns for widths {sizes:?}"
+    );
     let weight = weight.to_f32s()?;
     let packed = PackedB::new(&weight, rows, columns, columns, 1);
     let x32 = x.to_f32s()?;
@@ -210,7 +217,9 @@ fn eval_projected(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let (mut k, mut v) = (part(sizes[0], sizes[1])?, part(sizes[0] + sizes[1], sizes[2])?);
     let mut past = 0;
     if let Some(p) = call.optional(4)? {
-        let &[2, b, h, s, d] = p.shape() else { bail!("input 4 has shape {:?}, expected [2, batch, heads, length, size]", p.shape()) };
+        let &[2, b, h, s, d] = p.shape() else {
+            bail!("input 4 has shape {:?}, expected [2, batch, heads, length, size]", p.shape())
+        };
         past = s;
         let all = p.to_f32s()?;
         let half = |i: usize| Tensor::new(&[b, h, s, d], all[i * b * h * s * d..(i + 1) * b * h * s * d].to_vec());

@@ -177,6 +177,12 @@ mod tests {
     fn parameters_of_another_size_are_errors() {
         let x = Tensor::new(&[1, 3, 1], vec![1.0f32; 3]).unwrap();
         let v = || Tensor::vector(vec![1.0f32; 2]);
-        Case::new("BatchNormalization", 9).input(x).input(v()).input(v()).input(v()).input(v()).fails("input 1 (scale)");
+        Case::new("BatchNormalization", 9)
+            .input(x)
+            .input(v())
+            .input(v())
+            .input(v())
+            .input(v())
+            .fails("input 1 (scale)");
     }
 }

@@ -220,12 +220,13 @@ fn prelu(call: &mut Call<'_>) -> Result<Vec<Item>> {
     match dtype {
         // Never negative.
         DType::U32 | DType::U64 => Ok(call.take(0)?.into()),
-        DType::F32 | DType::F64 | DType::F16 | DType::BF16 | DType::I32 | DType::I64 => arithmetic!(
-            call,
-            zip_in_place,
-            |x, s| if x < 0.0 { x * s } else { x },
-            |x, s| if x < Default::default() { x.wrapping_mul(s) } else { x }
-        ),
+        DType::F32 | DType::F64 | DType::F16 | DType::BF16 | DType::I32 | DType::I64 => {
+            arithmetic!(call, zip_in_place, |x, s| if x < 0.0 { x * s } else { x }, |x, s| if x < Default::default() {
+                x.wrapping_mul(s)
+            } else {
+                x
+            })
+        }
         d => wrong_type(0, d, "a float type or an integer type of 32 or 64 bits"),
     }
 }
@@ -251,7 +252,10 @@ mod tests {
             Case::new(op, 14).input(a.clone()).input(v(&[10.0, 20.0])).expect(&[Tensor::of(&[2, 2], y)]);
         }
         let column = Tensor::of(&[2, 1], vec![1.0f32, 2.0]);
-        Case::new("Sub", 14).input(v(&[10.0, 20.0])).input(column).expect(&[Tensor::of(&[2, 2], vec![9.0f32, 19.0, 8.0, 18.0])]);
+        Case::new("Sub", 14)
+            .input(v(&[10.0, 20.0]))
+            .input(column)
+            .expect(&[Tensor::of(&[2, 2], vec![9.0f32, 19.0, 8.0, 18.0])]);
         Case::new("Add", 14).input(a).input(v(&[1.0, 2.0, 3.0])).fails("do not broadcast");
     }
 
@@ -260,12 +264,11 @@ mod tests {
         let i = |v: &[i32]| Tensor::vector(v.to_vec());
         Case::new("Div", 14).input(i(&[7, -7, i32::MIN])).input(i(&[2, 2, -1])).expect(&[i(&[3, -3, i32::MIN])]);
         Case::new("Div", 14).input(i(&[7])).input(i(&[0])).fails("input 1 has a 0");
-        Case::new("Mod", 13).input(i(&[-4, 7, 5, 4, -7, 8])).input(i(&[2, -3, 8, -2, 3, 5])).expect(&[i(&[0, -2, 5, 0, 2, 3])]);
         Case::new("Mod", 13)
-            .attr("fmod", 1i64)
-            .input(i(&[-4, 7, -7]))
-            .input(i(&[3, -3, 3]))
-            .expect(&[i(&[-1, 1, -1])]);
+            .input(i(&[-4, 7, 5, 4, -7, 8]))
+            .input(i(&[2, -3, 8, -2, 3, 5]))
+            .expect(&[i(&[0, -2, 5, 0, 2, 3])]);
+        Case::new("Mod", 13).attr("fmod", 1i64).input(i(&[-4, 7, -7])).input(i(&[3, -3, 3])).expect(&[i(&[-1, 1, -1])]);
         Case::new("Add", 14).input(i(&[1])).input(v(&[1.0])).fails("input 1 has element type float, expected int32");
         Case::new("Add", 14).input(Tensor::scalar(200u8)).input(Tensor::scalar(100u8)).expect(&[Tensor::scalar(44u8)]);
     }

@@ -5,7 +5,7 @@
 //! Quantized: no.
 //! Errors: another element type; a `direction` other than `LEFT` or `RIGHT`.
 
-use super::elementwise::{each, KEEP, UNARY, infer_broadcast, same_dtype, wrong_type, zip_either, zip_in_place};
+use super::elementwise::{KEEP, UNARY, each, infer_broadcast, same_dtype, wrong_type, zip_either, zip_in_place};
 use super::{Arity, Call, Item, OpDef, OpDomain};
 use crate::error::{Result, bail};
 use crate::tensor::cast::cast;

@@ -196,7 +196,10 @@ mod tests {
     fn by_bits() {
         let to = |d: DType| i64::from(d.code());
         let x = Tensor::vector(vec![1.0f32]);
-        Case::new("BitCast", 26).attr("to", to(DType::U32)).input(x.clone()).expect(&[Tensor::vector(vec![0x3f80_0000u32])]);
+        Case::new("BitCast", 26)
+            .attr("to", to(DType::U32))
+            .input(x.clone())
+            .expect(&[Tensor::vector(vec![0x3f80_0000u32])]);
         Case::new("BitCast", 26).attr("to", to(DType::U8)).input(x).fails("not as wide as uint8");
         let u4 = Tensor::vector(vec![15u8]).retyped(DType::U4).unwrap();
         let i4 = Tensor::vector(vec![-1i8]).retyped(DType::I4).unwrap();

@@ -97,7 +97,10 @@ impl Axes {
             return Ok((full, 0));
         }
         let (begin, end) = (self.padding[d], self.padding[rank + d]);
-        ensure!(full >= begin + end, "spatial dimension {d} of {full} elements is smaller than the padding {begin} and {end}");
+        ensure!(
+            full >= begin + end,
+            "spatial dimension {d} of {full} elements is smaller than the padding {begin} and {end}"
+        );
         Ok((full - begin - end, begin))
     }
 }
@@ -244,15 +247,15 @@ mod tests {
             let c = |t: Tensor| cast::cast(&t, *dtype, true).unwrap();
             let case = || Case::new("ConvTranspose", 22).input(c(t(&[1, 1, 3], &[1., 2., 3.])));
             case().input(c(ones(&[1, 1, 3]))).expect(&[c(t(&[1, 1, 5], &[1., 3., 6., 5., 3.]))]);
-            case().input(c(ones(&[1, 1, 2]))).attr("strides", vec![3i64]).expect(&[c(t(
-                &[1, 1, 8],
-                &[1., 1., 0., 2., 2., 0., 3., 3.],
-            ))]);
+            case()
+                .input(c(ones(&[1, 1, 2])))
+                .attr("strides", vec![3i64])
+                .expect(&[c(t(&[1, 1, 8], &[1., 1., 0., 2., 2., 0., 3., 3.]))]);
             let two = t(&[1, 2, 1], &[1., 10.]);
-            case().input(c(two)).input(c(t(&[2], &[0.5, 1.]))).expect(&[c(t(
-                &[1, 2, 3],
-                &[1.5, 2.5, 3.5, 11., 21., 31.],
-            ))]);
+            case()
+                .input(c(two))
+                .input(c(t(&[2], &[0.5, 1.])))
+                .expect(&[c(t(&[1, 2, 3], &[1.5, 2.5, 3.5, 11., 21., 31.]))]);
         }
     }
 

@@ -57,17 +57,18 @@ mod tests {
     fn takes_the_range_from_the_tensor() {
         let x = Tensor::vector(vec![0.0f32, 2.0, -3.0, -2.5, 1.34, 0.5]);
         let y = Tensor::vector(vec![153u8, 255, 0, 26, 221, 179]);
-        Case::new("DynamicQuantizeLinear", 11)
-            .outputs(3)
-            .input(x)
-            .tolerance(1e-6)
-            .expect(&[y, Tensor::scalar(5.0f32 / 255.0), Tensor::scalar(153u8)]);
+        Case::new("DynamicQuantizeLinear", 11).outputs(3).input(x).tolerance(1e-6).expect(&[
+            y,
+            Tensor::scalar(5.0f32 / 255.0),
+            Tensor::scalar(153u8),
+        ]);
         let zeros = Tensor::vector(vec![0.0f32; 2]);
         let y = Tensor::vector(vec![0u8; 2]);
-        Case::new("DynamicQuantizeLinear", 11)
-            .outputs(3)
-            .input(zeros)
-            .expect(&[y, Tensor::scalar(1.0f32), Tensor::scalar(0u8)]);
+        Case::new("DynamicQuantizeLinear", 11).outputs(3).input(zeros).expect(&[
+            y,
+            Tensor::scalar(1.0f32),
+            Tensor::scalar(0u8),
+        ]);
         Case::new("DynamicQuantizeLinear", 11).input(Tensor::scalar(1i64)).fails("expected float");
     }
 }

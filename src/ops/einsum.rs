@@ -261,7 +261,8 @@ fn run<T: Element + Copy>(
             .map(|((&l, &n), &s)| (l, n, s))
             .filter(|(l, n, _)| *n != 1 || sizes[l] == 1)
             .collect();
-        let is_needed_later = |l: &Label| equation.output.contains(l) || equation.terms[i + 1..].iter().flatten().any(|x| x == l);
+        let is_needed_later =
+            |l: &Label| equation.output.contains(l) || equation.terms[i + 1..].iter().flatten().any(|x| x == l);
         // What only this operand has and nobody needs is summed at once.
         let mut own: Vec<Label> = Vec::new();
         for (l, ..) in &dims {
@@ -297,15 +298,14 @@ fn contract<T: Element + Copy>(
     let columns: Vec<Label> = b.labels.iter().filter(|l| !a.labels.contains(l)).copied().collect();
     let (m, k, n) = (a.size(&rows), a.size(&inner), b.size(&columns));
     let labels = [batch.as_slice(), &rows, &columns].concat();
-    let shape: Vec<usize> = labels
-        .iter()
-        .map(|l| if a.labels.contains(l) { a.size(&[*l]) } else { b.size(&[*l]) })
-        .collect();
+    let shape: Vec<usize> =
+        labels.iter().map(|l| if a.labels.contains(l) { a.size(&[*l]) } else { b.size(&[*l]) }).collect();
     let mut data = vec![T::default(); shape.iter().product()];
     if !data.is_empty() && k > 0 {
         let a = a.ordered(&[batch.as_slice(), &rows, &inner].concat(), add);
         let b = b.ordered(&[batch.as_slice(), &inner, &columns].concat(), add);
-        for ((a, b), c) in a.data.chunks_exact(m * k).zip(b.data.chunks_exact(k * n)).zip(data.chunks_exact_mut(m * n)) {
+        for ((a, b), c) in a.data.chunks_exact(m * k).zip(b.data.chunks_exact(k * n)).zip(data.chunks_exact_mut(m * n))
+        {
             product(m, k, n, a, b, c);
         }
     }

@@ -128,7 +128,9 @@ fn complex(v: &[f64], i: usize, parts: usize) -> Complex64 {
 fn dft(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let x = call.input(0)?;
     ensure!(x.dtype().is_float(), "input 0 has element type {}, expected a floating-point type", x.dtype());
-    let &[.., parts @ (1 | 2)] = x.shape() else { bail!("input 0 has shape {:?}, expected a last dimension of 1 or 2", x.shape()) };
+    let &[.., parts @ (1 | 2)] = x.shape() else {
+        bail!("input 0 has shape {:?}, expected a last dimension of 1 or 2", x.shape())
+    };
     let axis = match (call.opset >= 20, call.optional(2)?) {
         (false, _) => call.int("axis", 1),
         (true, None) => -2,
@@ -259,7 +261,11 @@ mod tests {
             .expect(&[x.clone()]);
         let padded = Tensor::of(&[1, 4, 2], vec![7.0f32, 0.0, -3.0, -2.0, 3.0, 0.0, -3.0, 2.0]);
         Case::new("DFT", 20).input(x.clone()).input(Tensor::scalar(4i64)).tolerance(1e-6).expect(&[padded]);
-        Case::new("DFT", 20).input(x.clone()).skip().input(Tensor::scalar(2i64)).fails("axis 2 is the dimension of real");
+        Case::new("DFT", 20)
+            .input(x.clone())
+            .skip()
+            .input(Tensor::scalar(2i64))
+            .fails("axis 2 is the dimension of real");
         Case::new("DFT", 20).input(x).input(Tensor::scalar(0i64)).fails("input 1 is 0");
     }
 

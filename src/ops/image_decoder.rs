@@ -68,9 +68,8 @@ fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let mut pixels = image.into_raw();
     Ok(match format {
         "Grayscale" => {
-            let gray = |p: &[u8]| {
-                (u32::from(p[0]) * 19595 + u32::from(p[1]) * 38470 + u32::from(p[2]) * 7471 + 0x8000) >> 16
-            };
+            let gray =
+                |p: &[u8]| (u32::from(p[0]) * 19595 + u32::from(p[1]) * 38470 + u32::from(p[2]) * 7471 + 0x8000) >> 16;
             Tensor::new(&[h, w, 1], pixels.chunks_exact(3).map(|p| gray(p) as u8).collect::<Vec<u8>>())?
         }
         "BGR" => {

@@ -39,18 +39,44 @@ const SKIP: OpDef = OpDef {
 pub(super) const OPS: &[OpDef] = &[
     // ONNX Runtime wrote it into older opsets, too, before the specification had it.
     OpDef { name: "LayerNormalization", eval: |c| eval_norm(c, true), ..NORM },
-    OpDef { name: "RMSNormalization", since: 23, inputs: Arity::exactly(2), outputs: Arity::exactly(1), eval: |c| eval_norm(c, false), ..NORM },
-    OpDef { name: "SimplifiedLayerNormalization", inputs: Arity::exactly(2), outputs: Arity::range(1, 2), eval: |c| eval_norm(c, false), ..NORM },
-    OpDef { name: "SimplifiedLayerNormalization", domain: OpDomain::Microsoft, inputs: Arity::exactly(2), outputs: Arity::range(1, 2), eval: |c| eval_norm(c, false), ..NORM },
+    OpDef {
+        name: "RMSNormalization",
+        since: 23,
+        inputs: Arity::exactly(2),
+        outputs: Arity::exactly(1),
+        eval: |c| eval_norm(c, false),
+        ..NORM
+    },
+    OpDef {
+        name: "SimplifiedLayerNormalization",
+        inputs: Arity::exactly(2),
+        outputs: Arity::range(1, 2),
+        eval: |c| eval_norm(c, false),
+        ..NORM
+    },
+    OpDef {
+        name: "SimplifiedLayerNormalization",
+        domain: OpDomain::Microsoft,
+        inputs: Arity::exactly(2),
+        outputs: Arity::range(1, 2),
+        eval: |c| eval_norm(c, false),
+        ..NORM
+    },
     OpDef { name: "SkipLayerNormalization", eval: |c| eval_skip(c, true), ..SKIP },
-    OpDef { name: "SkipSimplifiedLayerNormalization", inputs: Arity::range(3, 4), eval: |c| eval_skip(c, false), ..SKIP },
+    OpDef {
+        name: "SkipSimplifiedLayerNormalization",
+        inputs: Arity::range(3, 4),
+        eval: |c| eval_skip(c, false),
+        ..SKIP
+    },
 ];
 
 fn infer_norm(ctx: &mut InferCtx<'_>) -> Result<()> {
     ctx.same_as(0);
     let Some(shape) = ctx.shape(0).map(<[Dim]>::to_vec) else { return Ok(()) };
     let axis = call::axis(ctx.attrs.int("axis").unwrap_or(-1), shape.len())?;
-    let stats: Vec<Dim> = shape.iter().enumerate().map(|(i, d)| if i < axis { d.clone() } else { Dim::Known(1) }).collect();
+    let stats: Vec<Dim> =
+        shape.iter().enumerate().map(|(i, d)| if i < axis { d.clone() } else { Dim::Known(1) }).collect();
     let simplified = ctx.inputs.len() == 2 && ctx.outputs.len() == 2;
     ctx.set_tensor(1, Some(DType::F32), Some(stats.clone()));
     if !simplified {
@@ -185,7 +211,11 @@ mod tests {
         let case = || Case::new("LayerNormalization", 17).input(x()).input(one.clone());
         let column = |a: f32, b: f32| Tensor::of(&[2, 1], vec![a, b]);
         let y = Tensor::of(&[2, 2], vec![-0.5f32, 2.0, -0.5, 2.0]);
-        case().input(bias).attr("epsilon", 0.0f32).outputs(3).tolerance(1e-6).expect(&[y, column(2.0, 15.0), column(1.0, 0.2)]);
+        case().input(bias).attr("epsilon", 0.0f32).outputs(3).tolerance(1e-6).expect(&[
+            y,
+            column(2.0, 15.0),
+            column(1.0, 0.2),
+        ]);
         let y = Tensor::of(&[2, 2], vec![-1.0f32, 2.0, -1.0, 2.0]);
         case().attr("epsilon", 0.0f32).tolerance(1e-6).expect(&[y]);
         case().attr("axis", 2i64).fails("axis 2 is out of range");

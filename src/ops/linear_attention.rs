@@ -9,8 +9,8 @@ use super::attention::{WHY, heads};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain};
 use crate::error::{Result, anyhow, bail, ensure};
 use crate::ir::{Dim, sym};
-use crate::tensor::cast::cast;
 use crate::tensor::Tensor;
+use crate::tensor::cast::cast;
 
 pub(super) const OPS: &[OpDef] = &[OpDef {
     name: "LinearAttention",
@@ -29,7 +29,10 @@ fn n_heads(attr: Option<i64>, name: &str) -> Result<usize> {
 }
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
-    let (hq, h) = (n_heads(ctx.attrs.int("q_num_heads"), "q_num_heads")?, n_heads(ctx.attrs.int("kv_num_heads"), "kv_num_heads")?);
+    let (hq, h) = (
+        n_heads(ctx.attrs.int("q_num_heads"), "q_num_heads")?,
+        n_heads(ctx.attrs.int("kv_num_heads"), "kv_num_heads")?,
+    );
     let dtype = ctx.dtype(0);
     let state_type = if ctx.has(3) { ctx.dtype(3) } else { dtype };
     let (Some([b, t, wq]), Some([.., wv])) = (ctx.shape(0), ctx.shape(2)) else {
@@ -67,7 +70,11 @@ fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let (k, v) = (wq / hq, wv / h);
     ensure!(wq == hq * k && wk == h * k && wv == h * v, "widths {wq}, {wk} and {wv} do not fit {hq} and {h} heads");
     for slot in [1, 2] {
-        ensure!(call.input(slot)?.shape()[..2] == [b, t], "input {slot} has shape {:?}, expected [{b}, {t}, …]", call.input(slot)?.shape());
+        ensure!(
+            call.input(slot)?.shape()[..2] == [b, t],
+            "input {slot} has shape {:?}, expected [{b}, {t}, …]",
+            call.input(slot)?.shape()
+        );
     }
     let (query, key, value) = (call.input(0)?.to_f32s()?, call.input(1)?.to_f32s()?, call.input(2)?.to_f32s()?);
     let gate = |slot: usize| -> Result<Option<(std::borrow::Cow<'_, [f32]>, usize)>> {

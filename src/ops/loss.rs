@@ -114,7 +114,9 @@ mod tests {
         let t = |v: [i64; 4]| Tensor::of(&[2, 2], v.to_vec());
         let case = |op: &str, v| Case::new(op, 13).input(x.clone()).input(t(v)).tolerance(1e-6);
         let nll = "NegativeLogLikelihoodLoss";
-        case(nll, [2, 1, 0, 2]).attr("reduction", "none").expect(&[Tensor::of(&[2, 2], vec![-3.0f32, -2.0, 0.0, -2.0])]);
+        case(nll, [2, 1, 0, 2])
+            .attr("reduction", "none")
+            .expect(&[Tensor::of(&[2, 2], vec![-3.0f32, -2.0, 0.0, -2.0])]);
         case(nll, [2, 1, 0, 2]).expect(&[Tensor::scalar(-1.75f32)]);
         let w = || Tensor::vector(vec![0.2f32, 0.3, 0.1]);
         case(nll, [2, 1, 0, 2]).input(w()).attr("reduction", "sum").expect(&[Tensor::scalar(-1.1f32)]);

@@ -181,10 +181,9 @@ mod tests {
             case().attr("strides", vec![2i64, 2]).attr("ceil_mode", 1i64).expect(std::slice::from_ref(&all));
             case().attr("strides", vec![2i64, 2]).attr("auto_pad", "SAME_UPPER").expect(&[all]);
             case().attr("dilations", vec![2i64, 2]).expect(&[c(y(&[1, 1, 1, 1], &[9.]))]);
-            case().attr("pads", vec![1i64, 1, 0, 0]).expect(&[c(y(
-                &[1, 1, 3, 3],
-                &[1., 2., 3., 4., 5., 6., 7., 8., 9.],
-            ))]);
+            case()
+                .attr("pads", vec![1i64, 1, 0, 0])
+                .expect(&[c(y(&[1, 1, 3, 3], &[1., 2., 3., 4., 5., 6., 7., 8., 9.]))]);
         }
     }
 

@@ -10,7 +10,9 @@
 //! Quantized: stays float; there is no integer form of it.
 //! Errors: lists that do not fit each other; an unknown kernel.
 
-use super::post_transform::{Labels, PostTransform, arg_max, both_classes, classified, features, logistic, rows, scores};
+use super::post_transform::{
+    Labels, PostTransform, arg_max, both_classes, classified, features, logistic, rows, scores,
+};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Context, Result, anyhow, bail, ensure};
 use crate::ir::Dim;
@@ -182,7 +184,9 @@ impl Classifier {
             per_class,
         };
         let pairs = n_classes * (n_classes - 1) / 2;
-        let bad = |what: &str, n: usize, expected: usize| anyhow!("attribute \"{what}\" has {n} entries, expected {expected}");
+        let bad = |what: &str, n: usize, expected: usize| {
+            anyhow!("attribute \"{what}\" has {n} entries, expected {expected}")
+        };
         if total > 0 {
             let per = total.checked_mul(features).context("too many support vectors")?;
             ensure!(c.per_class.len() == n_classes, bad("vectors_per_class", c.per_class.len(), n_classes));
@@ -209,7 +213,8 @@ impl Classifier {
 
     /// Votes for each class, and the scores of the pairs.
     fn pairs(&self, x: &[f64]) -> (Vec<f64>, Vec<f64>) {
-        let kernels: Vec<f64> = self.vectors.chunks_exact(self.features.max(1)).map(|v| self.kernel.apply(x, v)).collect();
+        let kernels: Vec<f64> =
+            self.vectors.chunks_exact(self.features.max(1)).map(|v| self.kernel.apply(x, v)).collect();
         let total = kernels.len();
         let starts: Vec<usize> = self
             .per_class

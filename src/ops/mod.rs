@@ -38,6 +38,10 @@ pub enum OpDomain {
     Ml,
     /// `com.microsoft`: ONNX Runtime's own.
     Microsoft,
+    /// `ai.onnx.preview`: operators that the specification tries out.
+    Preview,
+    /// `ai.onnx.preview.training`
+    Training,
 }
 
 impl OpDomain {
@@ -48,6 +52,8 @@ impl OpDomain {
             OpDomain::Onnx => "",
             OpDomain::Ml => "ai.onnx.ml",
             OpDomain::Microsoft => "com.microsoft",
+            OpDomain::Preview => "ai.onnx.preview",
+            OpDomain::Training => "ai.onnx.preview.training",
         }
     }
 }
@@ -143,6 +149,7 @@ ops! {
     expand
     eye_like
     flatten
+    flex_attention
     fourier
     gather
     gather_block_quantized
@@ -172,6 +179,7 @@ ops! {
     non_max_suppression
     non_zero
     one_hot
+    optimizers
     optional
     pad
     qlinear

@@ -75,7 +75,9 @@ fn biased(x: &Tensor, bias: Option<&[f32]>, from: usize, what: &str) -> Result<T
     let mut x = cast(x, DType::F32, true)?;
     if let Some(b) = bias {
         let w = x.shape().last().copied().unwrap_or(0);
-        let b = b.get(from..from + w).ok_or_else(|| anyhow!("input 3 has {} elements, which do not fit {what}", b.len()))?;
+        let b = b
+            .get(from..from + w)
+            .ok_or_else(|| anyhow!("input 3 has {} elements, which do not fit {what}", b.len()))?;
         for row in x.slice_mut::<f32>()?.chunks_exact_mut(w.max(1)) {
             row.iter_mut().zip(b).for_each(|(x, b)| *x += b);
         }
@@ -85,7 +87,10 @@ fn biased(x: &Tensor, bias: Option<&[f32]>, from: usize, what: &str) -> Result<T
 
 fn eval_multi(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let n = required_heads(call.attrs.int("num_heads"), "num_heads")?;
-    ensure!(call.optional(8)?.is_none() && call.optional(9)?.is_none(), "a shared cache (input 8 or 9) is not supported");
+    ensure!(
+        call.optional(8)?.is_none() && call.optional(9)?.is_none(),
+        "a shared cache (input 8 or 9) is not supported"
+    );
     let query = call.input(0)?;
     let dtype = query.dtype();
     let bias = call.optional(3)?.map(Tensor::to_f32s).transpose()?;
@@ -164,26 +169,26 @@ fn infer_group(ctx: &mut InferCtx<'_>) -> Result<()> {
 fn eval_group(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let n = required_heads(call.attrs.int("num_heads"), "num_heads")?;
     let kv = required_heads(call.attrs.int("kv_num_heads"), "kv_num_heads")?;
-    for (slot, what) in [(11, "a head sink"), (12, "scales of a quantized cache"), (13, "scales of a quantized cache")] {
+    for (slot, what) in [(11, "a head sink"), (12, "scales of a quantized cache"), (13, "scales of a quantized cache")]
+    {
         ensure!(call.optional(slot)?.is_none(), "{what} (input {slot}) is not supported");
     }
     ensure!(call.int("smooth_softmax", 0) <= 0, "attribute \"smooth_softmax\" is not supported");
     let query = call.input(0)?;
     let dtype = query.dtype();
     let (q, k, v) = match (call.optional(1)?, call.optional(2)?) {
-        (Some(k), Some(v)) => {
-            (Heads::new(query, Some(n), "input 0")?, Heads::new(k, Some(kv), "input 1")?, Heads::new(v, Some(kv), "input 2")?)
-        }
+        (Some(k), Some(v)) => (
+            Heads::new(query, Some(n), "input 0")?,
+            Heads::new(k, Some(kv), "input 1")?,
+            Heads::new(v, Some(kv), "input 2")?,
+        ),
         _ => split_heads(query, n, kv)?,
     };
     let (batch, len, size) = (q.batch(), q.len(), q.size());
     let totals: Vec<usize> = call.input(5)?.to_i64s()?.iter().map(|&l| usize::try_from(l + 1).unwrap_or(0)).collect();
     ensure!(totals.len() == batch, "input 5 has {} lengths, expected {batch}", totals.len());
     let total = usize::try_from(call.input(6)?.to_i64()?).map_err(|_| anyhow!("input 6 is negative"))?;
-    ensure!(
-        totals.iter().all(|&t| t <= total),
-        "input 5 has a length beyond the total of {total} that input 6 gives"
-    );
+    ensure!(totals.iter().all(|&t| t <= total), "input 5 has a length beyond the total of {total} that input 6 gives");
     let is_prompt = len > 1 && len == total;
     // Where the first new key goes.
     let start = |b: usize| if is_prompt { 0 } else { totals[b].saturating_sub(len) };
@@ -191,7 +196,11 @@ fn eval_group(call: &mut Call<'_>) -> Result<Vec<Item>> {
     if call.flag("do_rotary", false) {
         let (cos, sin) = (call.input(7)?, call.input(8)?);
         let half = cos.shape().last().copied().unwrap_or(0);
-        ensure!(2 * half <= size && cos.shape() == sin.shape(), "input 7 has shape {:?}, which does not fit heads of {size}", cos.shape());
+        ensure!(
+            2 * half <= size && cos.shape() == sin.shape(),
+            "input 7 has shape {:?}, which does not fit heads of {size}",
+            cos.shape()
+        );
         let (cos, sin) = (cos.to_f32s()?, sin.to_f32s()?);
         let r = Rotation { cos: &cos, sin: &sin, size: 2 * half, interleaved: call.flag("rotary_interleaved", false) };
         let ids = call.optional(9)?.map(Tensor::to_i64s).transpose()?;

@@ -71,7 +71,8 @@ fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let (boxes, scores) = (boxes.slice::<f32>().context("input 0")?, scores.slice::<f32>().context("input 1")?);
     let mut out: Vec<i64> = Vec::new();
     for b in 0..if most > 0 { n } else { 0 } {
-        let corners: Vec<[f32; 4]> = boxes[b * s * 4..(b + 1) * s * 4].chunks_exact(4).map(|x| corners(x, center)).collect();
+        let corners: Vec<[f32; 4]> =
+            boxes[b * s * 4..(b + 1) * s * 4].chunks_exact(4).map(|x| corners(x, center)).collect();
         for c in 0..classes {
             let scores = &scores[(b * classes + c) * s..][..s];
             let mut order: Vec<usize> = (0..s).filter(|&i| least.is_none_or(|t| scores[i] > t)).collect();

@@ -56,9 +56,16 @@ fn infer_dequantize(ctx: &mut InferCtx<'_>) -> Result<()> {
 enum Granularity {
     Tensor,
     /// Elements behind the axis, size of the axis.
-    Axis { inner: usize, size: usize },
+    Axis {
+        inner: usize,
+        size: usize,
+    },
     /// Elements behind the axis, size of the axis, size of a block.
-    Blocks { inner: usize, size: usize, block: usize },
+    Blocks {
+        inner: usize,
+        size: usize,
+        block: usize,
+    },
 }
 
 fn granularity(call: &Call<'_>, x: &[usize], scale: &[usize]) -> Result<Granularity> {
@@ -78,7 +85,10 @@ fn granularity(call: &Call<'_>, x: &[usize], scale: &[usize]) -> Result<Granular
     };
     let mut expected = x.to_vec();
     expected[axis] = size.div_ceil(block);
-    ensure!(scale == expected, "input 1 has shape {scale:?}, expected {expected:?} for blocks of {block} on axis {axis}");
+    ensure!(
+        scale == expected,
+        "input 1 has shape {scale:?}, expected {expected:?} for blocks of {block} on axis {axis}"
+    );
     Ok(Granularity::Blocks { inner, size, block })
 }
 
@@ -114,7 +124,11 @@ impl Granularity {
 /// The scales as 32-bit floats, checked.
 fn scales(call: &Call<'_>) -> Result<Vec<f32>> {
     let t = call.input(1)?;
-    ensure!(t.dtype().is_float() || t.dtype() == DType::I32, "input 1 has element type {}, expected a float", t.dtype());
+    ensure!(
+        t.dtype().is_float() || t.dtype() == DType::I32,
+        "input 1 has element type {}, expected a float",
+        t.dtype()
+    );
     Ok(t.to_f32s()?.into_owned())
 }
 
@@ -262,7 +276,11 @@ mod tests {
         case().input(Tensor::scalar(128u8)).expect(&[q.clone()]);
         case().expect(&[Tensor::vector(vec![0u8, 1, 2, 255, 0, 0])]);
         let y = v(&[0.0, 2.0, 4.0, 254.0, -254.0, -256.0]);
-        Case::new("DequantizeLinear", 10).input(q).input(Tensor::scalar(2.0f32)).input(Tensor::scalar(128u8)).expect(&[y]);
+        Case::new("DequantizeLinear", 10)
+            .input(q)
+            .input(Tensor::scalar(2.0f32))
+            .input(Tensor::scalar(128u8))
+            .expect(&[y]);
         case().input(Tensor::vector(vec![1u8, 2])).fails("input 2 has shape [2]");
     }
 

@@ -266,7 +266,10 @@ mod tests {
     fn distributions() {
         let run = |c: Case| c.run().unwrap()[0].to_f64s().unwrap();
         let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
-        let v = run(Case::new("RandomNormal", 22).attr("shape", vec![100i64, 50]).attr("mean", 3.0f32).attr("scale", 2.0f32));
+        let v = run(Case::new("RandomNormal", 22)
+            .attr("shape", vec![100i64, 50])
+            .attr("mean", 3.0f32)
+            .attr("scale", 2.0f32));
         assert!(v.len() == 5000 && (mean(&v) - 3.0).abs() < 0.1);
         let sd = mean(&v.iter().map(|x| (x - 3.0) * (x - 3.0)).collect::<Vec<_>>()).sqrt();
         assert!((sd - 2.0).abs() < 0.1, "{sd}");

@@ -439,7 +439,12 @@ mod tests {
         Case::new("ReduceSum", 13).input(x()).expect(&[Tensor::of(&[1, 1], vec![21.0f32])]);
         Case::new("ReduceSum", 13).input(x()).attr("noop_with_empty_axes", 1i64).expect(&[x()]);
         let empty = Tensor::of(&[2, 0], Vec::<f32>::new());
-        for (op, y) in [("ReduceSum", 0.0), ("ReduceProd", 1.0), ("ReduceMax", f32::NEG_INFINITY), ("ReduceLogSumExp", f32::NEG_INFINITY)] {
+        for (op, y) in [
+            ("ReduceSum", 0.0),
+            ("ReduceProd", 1.0),
+            ("ReduceMax", f32::NEG_INFINITY),
+            ("ReduceLogSumExp", f32::NEG_INFINITY),
+        ] {
             let axes = Tensor::vector(vec![1i64]);
             let y = Tensor::of(&[2, 1], vec![y; 2]);
             Case::new(op, 18).input(empty.clone()).input(axes).expect(&[y]);
@@ -465,7 +470,8 @@ mod tests {
     #[test]
     fn middle_axes_and_several() {
         let x = Tensor::of(&[2, 2, 2], (1..=8).map(|i| i as f32).collect());
-        let case = |axes: Vec<i64>| Case::new("ReduceSum", 11).attr("axes", axes).attr("keepdims", 0i64).input(x.clone());
+        let case =
+            |axes: Vec<i64>| Case::new("ReduceSum", 11).attr("axes", axes).attr("keepdims", 0i64).input(x.clone());
         case(vec![1]).expect(&[Tensor::of(&[2, 2], vec![4.0f32, 6.0, 12.0, 14.0])]);
         case(vec![0, 2]).expect(&[v(&[14.0, 22.0])]);
     }

@@ -71,10 +71,7 @@ mod tests {
         let x = Tensor::of(&[2, 3], vec![1, 2, 3, 4, 5, 6i32]);
         let case = |l: &[i64]| Case::new("ReverseSequence", 10).input(x.clone()).input(Tensor::vector(l.to_vec()));
         case(&[2, 1, 2]).expect(&[Tensor::of(&[2, 3], vec![4, 2, 6, 1, 5, 3])]);
-        case(&[3, 2])
-            .attr("batch_axis", 0)
-            .attr("time_axis", 1)
-            .expect(&[Tensor::of(&[2, 3], vec![3, 2, 1, 5, 4, 6])]);
+        case(&[3, 2]).attr("batch_axis", 0).attr("time_axis", 1).expect(&[Tensor::of(&[2, 3], vec![3, 2, 1, 5, 4, 6])]);
         case(&[1, 2]).fails("2 lengths, expected 3");
         case(&[1, 2, 3]).fails("the length 3");
         case(&[1, 2, 1]).attr("batch_axis", 0).fails("expected 0 and 1");

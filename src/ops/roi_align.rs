@@ -65,7 +65,9 @@ fn neighbours(y: f64, x: f64, h: usize, w: usize) -> Option<[(usize, f64); 4]> {
 
 fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let [oh, ow] = output_size(call.attrs)?;
-    let half_pixel = match call.str("coordinate_transformation_mode", if call.opset < 16 { "output_half_pixel" } else { "half_pixel" }) {
+    let half_pixel = match call
+        .str("coordinate_transformation_mode", if call.opset < 16 { "output_half_pixel" } else { "half_pixel" })
+    {
         "half_pixel" => true,
         "output_half_pixel" => false,
         m => bail!("attribute \"coordinate_transformation_mode\" is \"{m}\", expected half_pixel or output_half_pixel"),

@@ -113,7 +113,11 @@ fn eval(call: &mut Call<'_>, [cos, sin, ids]: [usize; 3]) -> Result<Vec<Item>> {
         _ => bail!("input 0 has rank {}, expected 3 or 4", x.rank()),
     };
     let size = if rotated == 0 { layout.size } else { rotated };
-    ensure!(size <= layout.size, "attribute \"rotary_embedding_dim\" is {size}, but heads have {} elements", layout.size);
+    ensure!(
+        size <= layout.size,
+        "attribute \"rotary_embedding_dim\" is {size}, but heads have {} elements",
+        layout.size
+    );
     ensure!(size.is_multiple_of(2) && width == size / 2, "input {cos} has rows of {width}, expected {}", size / 2);
     let positions = call.optional(ids)?.map(Tensor::to_i64s).transpose()?;
     match &positions {

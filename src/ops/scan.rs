@@ -30,7 +30,8 @@ const SCAN: OpDef = OpDef {
     quant: QuantRule::Keep { why: "control flow: its body is quantized by itself" },
 };
 
-pub(super) const OPS: &[OpDef] = &[OpDef { since: 8, inputs: Arity::at_least(0), infer: infer_8, eval: eval_8, ..SCAN }, SCAN];
+pub(super) const OPS: &[OpDef] =
+    &[OpDef { since: 8, inputs: Arity::at_least(0), infer: infer_8, eval: eval_8, ..SCAN }, SCAN];
 
 fn n_scans(attrs: &Attrs, n_inputs: usize) -> Result<usize> {
     let n = attrs.int("num_scan_inputs").ok_or_else(|| anyhow!("attribute \"num_scan_inputs\" is missing"))?;
@@ -139,7 +140,8 @@ fn scan(call: &Call<'_>, mut carried: Vec<Item>, scanned: &[Tensor], l: &Lists, 
         let mut outputs = call.bodies.run(graph, inputs).with_context(|| format!("slice {k}"))?.into_iter();
         carried.extend(outputs.by_ref().take(n_carried));
         for (i, s) in stacks.iter_mut().enumerate() {
-            let t = outputs.next().with_context(|| format!("the body has no output {}", n_carried + i))?.into_tensor()?;
+            let t =
+                outputs.next().with_context(|| format!("the body has no output {}", n_carried + i))?.into_tensor()?;
             let mut shape = t.shape().to_vec();
             shape.insert(axis(l.output_axes[i], t.rank() + 1)?, 1);
             s.push(t.reshaped(&shape)?);
@@ -150,7 +152,8 @@ fn scan(call: &Call<'_>, mut carried: Vec<Item>, scanned: &[Tensor], l: &Lists, 
         if l.output_backwards[i] {
             s.reverse();
         }
-        let joined = concat(&s.iter().collect::<Vec<_>>(), l.output_axes[i]).with_context(|| format!("output {}", n_carried + i))?;
+        let joined = concat(&s.iter().collect::<Vec<_>>(), l.output_axes[i])
+            .with_context(|| format!("output {}", n_carried + i))?;
         carried.push(joined.into());
     }
     Ok(carried)
@@ -208,11 +211,11 @@ fn eval_8(call: &mut Call<'_>) -> Result<Vec<Item>> {
         let scanned = inputs[n_carried..].iter().map(pick).collect::<Result<Vec<_>>>()?;
         let length = match &lengths {
             None => longest,
-            Some(v) => v
-                .get(b)
-                .and_then(|&l| usize::try_from(l).ok())
-                .filter(|&l| l <= longest)
-                .ok_or_else(|| anyhow!("input 0 (sequence_lens) is {v:?}, expected {batch} lengths up to {longest}"))?,
+            Some(v) => {
+                v.get(b).and_then(|&l| usize::try_from(l).ok()).filter(|&l| l <= longest).ok_or_else(|| {
+                    anyhow!("input 0 (sequence_lens) is {v:?}, expected {batch} lengths up to {longest}")
+                })?
+            }
         };
         for (i, item) in scan(call, carried, &scanned, &lists, length)?.into_iter().enumerate() {
             let mut t = item.into_tensor()?;

@@ -85,10 +85,7 @@ fn mel(call: &mut Call<'_>) -> Result<Vec<Item>> {
             ((dft as f64 + 1.0) * hertz / rate).floor().max(0.0) as usize
         })
         .collect();
-    ensure!(
-        edges.iter().all(|e| *e <= bins),
-        "input 4 is {upper}, expected at most half the sample rate of {rate}"
-    );
+    ensure!(edges.iter().all(|e| *e <= bins), "input 4 is {upper}, expected at most half the sample rate of {rate}");
     let mut out = vec![0.0; count(&[bins, n_mel])?];
     let mut set = |bin: usize, i: usize, v: f64| {
         if bin < bins {
@@ -128,7 +125,12 @@ mod tests {
     fn mel_weights() {
         let case = |upper: f32| {
             let i = |n: i64| Tensor::scalar(n);
-            Case::new("MelWeightMatrix", 17).input(i(2)).input(i(8)).input(i(8)).input(Tensor::scalar(0.0f32)).input(Tensor::scalar(upper))
+            Case::new("MelWeightMatrix", 17)
+                .input(i(2))
+                .input(i(8))
+                .input(i(8))
+                .input(Tensor::scalar(0.0f32))
+                .input(Tensor::scalar(upper))
         };
         let y = case(4.0).run().unwrap();
         assert_eq!(y[0].shape(), &[5, 2]);

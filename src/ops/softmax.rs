@@ -151,7 +151,11 @@ mod tests {
         Case::new("Hardmax", 13).input(x.clone()).expect(&[y]);
         let s = |a: f32, b: f32| 1.0 / (1.0 + (b - a).exp());
         let y = [s(0.0, 5.0), s(1.0, 5.0), s(2.0, 5.0), s(5.0, 0.0), s(5.0, 1.0), s(5.0, 2.0)];
-        Case::new("Softmax", 13).attr("axis", 0i64).input(x.clone()).tolerance(1e-6).expect(&[Tensor::of(&[2, 3], y.to_vec())]);
+        Case::new("Softmax", 13)
+            .attr("axis", 0i64)
+            .input(x.clone())
+            .tolerance(1e-6)
+            .expect(&[Tensor::of(&[2, 3], y.to_vec())]);
         Case::new("Softmax", 13).attr("axis", 2i64).input(x.clone()).fails("axis 2 is out of range for rank 2");
         Case::new("Softmax", 13).input(Tensor::scalar(1i64)).fails("element type int64");
     }

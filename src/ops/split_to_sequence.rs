@@ -128,12 +128,13 @@ mod tests {
     #[test]
     fn splits_and_joins() {
         let x = || Item::Tensor(Tensor::of(&[3, 2], vec![1, 2, 3, 4, 5, 6i32]));
-        let split = |inputs: Vec<Item>, attrs: &[(&str, i64)]| {
-            match call_items_with("SplitToSequence", 11, inputs, attrs)?.remove(0) {
+        let split =
+            |inputs: Vec<Item>, attrs: &[(&str, i64)]| match call_items_with("SplitToSequence", 11, inputs, attrs)?
+                .remove(0)
+            {
                 Item::Sequence(v) => Ok(v.iter().map(|i| i.tensor().unwrap().clone()).collect::<Vec<_>>()),
                 other => panic!("{}", other.kind()),
-            }
-        };
+            };
         let parts = split(vec![x(), Item::Tensor(Tensor::scalar(2i64))], &[]).unwrap();
         assert_eq!(parts, [Tensor::of(&[2, 2], vec![1, 2, 3, 4]), Tensor::of(&[1, 2], vec![5, 6])]);
         let parts = split(vec![x()], &[("keepdims", 0), ("axis", 1)]).unwrap();

@@ -110,8 +110,10 @@ fn split(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let counts: Vec<i64> = split.iter().map(|p| p.len() as i64).collect();
     let shape = [x.shape(), &[most]].concat();
     count(&shape)?;
-    let filled = split.iter().flat_map(|p| (0..most).map(|i| p.get(i).copied().unwrap_or_default().to_owned())).collect();
-    let mut out: Vec<Item> = vec![Tensor::new::<String>(&shape, filled)?.into(), Tensor::new(x.shape(), counts)?.into()];
+    let filled =
+        split.iter().flat_map(|p| (0..most).map(|i| p.get(i).copied().unwrap_or_default().to_owned())).collect();
+    let mut out: Vec<Item> =
+        vec![Tensor::new::<String>(&shape, filled)?.into(), Tensor::new(x.shape(), counts)?.into()];
     out.truncate(call.n_outputs().max(1));
     Ok(out)
 }
@@ -140,10 +142,10 @@ mod tests {
             Tensor::of(&[2, 3], ["a", "b", "c", "", "", ""].map(String::from).to_vec()),
             Tensor::vector(vec![3i64, 0]),
         ]);
-        case(&["a,b,,c"]).attr("delimiter", ",").attr("maxsplit", 2).expect(&[
-            Tensor::of(&[1, 3], ["a", "b", ",c"].map(String::from).to_vec()),
-            Tensor::vector(vec![3i64]),
-        ]);
+        case(&["a,b,,c"])
+            .attr("delimiter", ",")
+            .attr("maxsplit", 2)
+            .expect(&[Tensor::of(&[1, 3], ["a", "b", ",c"].map(String::from).to_vec()), Tensor::vector(vec![3i64])]);
         assert_eq!(parts(" a b c ", "", 1), ["a", "b c"]);
     }
 

@@ -54,7 +54,8 @@ fn grams<'a, T: Ord>(pool: &'a [T], counts: &[i64]) -> Result<(BTreeMap<&'a [T],
     for (k, &start) in counts.iter().enumerate() {
         let end = counts.get(k + 1).copied().unwrap_or(pool.len() as i64);
         let part = usize::try_from(start).ok().zip(usize::try_from(end).ok()).and_then(|(a, b)| pool.get(a..b));
-        let part = part.with_context(|| format!("attribute \"ngram_counts\" has {start} to {end}, which is not in the pool"))?;
+        let part =
+            part.with_context(|| format!("attribute \"ngram_counts\" has {start} to {end}, which is not in the pool"))?;
         for gram in part.chunks_exact(k + 1) {
             out.entry(gram).or_insert(n);
             n += 1;
@@ -87,7 +88,12 @@ fn rows<T: Ord + Clone>(v: &[T], columns: usize, pool: &[T], call: &Call<'_>) ->
         usize::try_from(n).map_err(|_| anyhow!("attribute \"{name}\" is {n}"))
     };
     let lengths = [attr("min_gram_length")?, attr("max_gram_length")?];
-    ensure!(lengths[0] >= 1 && lengths[1] >= lengths[0], "min_gram_length is {} and max_gram_length {}", lengths[0], lengths[1]);
+    ensure!(
+        lengths[0] >= 1 && lengths[1] >= lengths[0],
+        "min_gram_length is {} and max_gram_length {}",
+        lengths[0],
+        lengths[1]
+    );
     let skips = attr("max_skip_count")?;
     ensure!(lengths[1] < 1 << 20 && skips < 1 << 20, "max_gram_length or max_skip_count is too large");
     let counts = call.attrs.ints("ngram_counts").ok_or_else(|| anyhow!("attribute \"ngram_counts\" is missing"))?;
@@ -110,7 +116,13 @@ fn rows<T: Ord + Clone>(v: &[T], columns: usize, pool: &[T], call: &Call<'_>) ->
             let w = weights.map_or(1.0, |w| w[i]);
             y[indexes[i] as usize] = match mode {
                 "TF" => n,
-                "IDF" => if n > 0.0 { w } else { 0.0 },
+                "IDF" => {
+                    if n > 0.0 {
+                        w
+                    } else {
+                        0.0
+                    }
+                }
                 _ => n * w,
             };
         }
@@ -159,14 +171,12 @@ mod tests {
                 .attr("pool_int64s", vec![2i64, 3, 5, 4, 5, 6, 7, 8, 6, 7])
         };
         case(0).expect(&[Tensor::of(&[1, 7], vec![0.0f32; 7])]);
-        case(0).attr("pool_int64s", vec![2i64, 3, 5, 4, 1, 3, 3, 3, 3, 7]).expect(&[Tensor::of(
-            &[1, 7],
-            vec![0.0f32, 0.0, 0.0, 0.0, 1.0, 2.0, 1.0],
-        )]);
-        case(1).attr("pool_int64s", vec![2i64, 3, 5, 4, 1, 3, 3, 3, 3, 7]).expect(&[Tensor::of(
-            &[1, 7],
-            vec![0.0f32, 0.0, 0.0, 0.0, 3.0, 3.0, 2.0],
-        )]);
+        case(0)
+            .attr("pool_int64s", vec![2i64, 3, 5, 4, 1, 3, 3, 3, 3, 7])
+            .expect(&[Tensor::of(&[1, 7], vec![0.0f32, 0.0, 0.0, 0.0, 1.0, 2.0, 1.0])]);
+        case(1)
+            .attr("pool_int64s", vec![2i64, 3, 5, 4, 1, 3, 3, 3, 3, 7])
+            .expect(&[Tensor::of(&[1, 7], vec![0.0f32, 0.0, 0.0, 0.0, 3.0, 3.0, 2.0])]);
         case(0).attr("ngram_counts", vec![0i64, 40]).fails("not in the pool");
         case(0).attr("ngram_indexes", vec![0i64]).fails("7 n-grams have 1 ngram_indexes");
         case(0).attr("mode", "TX").fails("mode");

@@ -35,7 +35,9 @@ fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
     };
     let upper = call.flag("upper", true);
     let mut x = call.take(0)?;
-    let &[.., rows, columns] = x.shape() else { crate::error::bail!("input 0 has rank {}, expected at least 2", x.rank()) };
+    let &[.., rows, columns] = x.shape() else {
+        crate::error::bail!("input 0 has rank {}, expected at least 2", x.rank())
+    };
     with_data!(x.data_mut(), T, b => {
         let v = b.make_mut();
         if rows * columns > 0 {

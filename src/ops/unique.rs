@@ -120,7 +120,10 @@ mod tests {
             v(&[0, 1, 1, 2, 3, 2]),
             v(&[1, 2, 2, 1]),
         ]);
-        Case::new("Unique", 11).input(x).outputs(2).expect(&[Tensor::vector(vec![1.0f32, 2.0, 3.0, 4.0]), v(&[1, 0, 3, 4])]);
+        Case::new("Unique", 11)
+            .input(x)
+            .outputs(2)
+            .expect(&[Tensor::vector(vec![1.0f32, 2.0, 3.0, 4.0]), v(&[1, 0, 3, 4])]);
         let x = Tensor::of(&[3, 2], vec![2u8, 3, 1, 0, 2, 3]);
         Case::new("Unique", 11).input(x.clone()).attr("axis", 0).outputs(4).expect(&[
             Tensor::of(&[2, 2], vec![1u8, 0, 2, 3]),

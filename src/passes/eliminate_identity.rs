@@ -207,7 +207,8 @@ fn reshapes(model: &Model, id: GraphId, n: NodeId) -> Match<ValueId> {
     let g = model.graph(id);
     require(g.node(n).is("Reshape"))?;
     let between = pattern::input(g, n, 0)?;
-    let inner = ["Reshape", "Flatten", "Squeeze", "Unsqueeze"].iter().find_map(|op| pattern::made_by(g, between, op).ok());
+    let inner =
+        ["Reshape", "Flatten", "Squeeze", "Unsqueeze"].iter().find_map(|op| pattern::made_by(g, between, op).ok());
     let shape = pattern::int_input(model, id, n, 1)?;
     require(shape.iter().all(|&d| d != 0))?;
     pattern::input(g, inner.ok_or(Skip::No)?, 0)

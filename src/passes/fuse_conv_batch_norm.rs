@@ -139,7 +139,14 @@ fn behind(model: &Model, id: GraphId, n: NodeId) -> Match<Fused> {
             (0..w.channels).map(|c| old.as_ref().map_or(0.0, |b| b[c]) * affine.scale(c) + affine.shift(c)).collect(),
         ),
     };
-    Ok(Fused { node: w.node, weight, bias, resets_beta: w.beta != 1.0, output: Some(pattern::output(g, n)?), input: None })
+    Ok(Fused {
+        node: w.node,
+        weight,
+        bias,
+        resets_beta: w.beta != 1.0,
+        output: Some(pattern::output(g, n)?),
+        input: None,
+    })
 }
 
 /// A `BatchNormalization` in front of a weighted node.
@@ -281,7 +288,10 @@ impl Layout {
 enum Factors {
     Normalization(Affine),
     /// A constant that multiplies (or divides) or is added (or subtracted).
-    Constant { values: TensorRef, op: String },
+    Constant {
+        values: TensorRef,
+        op: String,
+    },
 }
 
 /// The input of a node that works channel by channel with constants, and what it does.
@@ -343,7 +353,8 @@ impl Factors {
         // The output has the weight's rank; a constant of higher rank would broadcast it.
         let (rank, shape) = (w.weight.shape().len(), values.shape());
         require(shape.len() <= rank)?;
-        let is_per_channel = shape.iter().rev().enumerate().all(|(i, &d)| d == 1 || (rank - 1 - i == 1 && d == channels));
+        let is_per_channel =
+            shape.iter().rev().enumerate().all(|(i, &d)| d == 1 || (rank - 1 - i == 1 && d == channels));
         if !is_per_channel {
             return because("the constant behind it is not one per channel");
         }

@@ -69,9 +69,11 @@ fn computes_in_half(model: &Model) -> bool {
             stored || (half_type(value.ty.as_ref()) && !is_interface(v))
         });
         stored_or_typed
-            || g.nodes().any(|n| !is_border(model, id, n) && g.node(n).attrs.iter().any(|a| holds_half(&a.name, &a.value)))
+            || g.nodes()
+                .any(|n| !is_border(model, id, n) && g.node(n).attrs.iter().any(|a| holds_half(&a.name, &a.value)))
             || g.nodes().any(|n| {
-                !g.node(n).is("Cast") && g.node_inputs(n).into_iter().flatten().any(|v| half_type(g.value(v).ty.as_ref()))
+                !g.node(n).is("Cast")
+                    && g.node_inputs(n).into_iter().flatten().any(|v| half_type(g.value(v).ty.as_ref()))
             })
     })
 }
@@ -139,7 +141,9 @@ fn widen_input(model: &mut Model, names: &mut Names, v: ValueId) -> bool {
 /// Whoever made the output makes a widened value, of which the output is cast.
 fn widen_output(model: &mut Model, names: &mut Names, v: ValueId) -> Result<bool> {
     let g = model.main();
-    let Some(dtype) = g.value(v).ty.as_ref().and_then(ValueType::dtype).filter(|&d| is_half(d)) else { return Ok(false) };
+    let Some(dtype) = g.value(v).ty.as_ref().and_then(ValueType::dtype).filter(|&d| is_half(d)) else {
+        return Ok(false);
+    };
     let name = g.value(v).name.clone();
     let ty = g.value(v).ty.as_ref().and_then(widened);
     if let Some(t) = g.constant(v).cloned() {
@@ -199,7 +203,9 @@ fn widen_attrs(attrs: &mut Attrs) -> Result<bool> {
         a.value = match &a.value {
             Attr::Tensor(t) => Attr::Tensor(widen_tensor(t)?),
             Attr::Tensors(v) => Attr::Tensors(
-                v.iter().map(|t| if is_half(t.dtype()) { widen_tensor(t) } else { Ok(t.clone()) }).collect::<Result<_>>()?,
+                v.iter()
+                    .map(|t| if is_half(t.dtype()) { widen_tensor(t) } else { Ok(t.clone()) })
+                    .collect::<Result<_>>()?,
             ),
             Attr::Type(t) => widened(t).map_or_else(|| a.value.clone(), Attr::Type),
             _ => Attr::Int(DType::F32.code().into()),

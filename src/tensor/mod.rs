@@ -378,12 +378,22 @@ pub struct Tensor {
     data: Data,
 }
 
-/// The number of elements of a shape; an error when it does not fit `usize`.
+/// Elements of a tensor at most: what a model asks for beyond that is a mistake, and memory for it is not there.
+pub const MAX_ELEMENTS: usize = 1 << 32;
+
+/// The number of elements of a shape.
+///
+/// # Errors
+/// It is larger than [`MAX_ELEMENTS`].
 pub fn count(shape: &[usize]) -> Result<usize> {
+    // A size of 0 makes the tensor empty, however large the others are.
+    if shape.contains(&0) {
+        return Ok(0);
+    }
     shape
         .iter()
-        .try_fold(1usize, |n, &d| n.checked_mul(d))
-        .ok_or_else(|| anyhow!("shape {shape:?} has too many elements"))
+        .try_fold(1usize, |n, &d| n.checked_mul(d).filter(|&n| n <= MAX_ELEMENTS))
+        .ok_or_else(|| anyhow!("shape {shape:?} has more than {MAX_ELEMENTS} elements"))
 }
 
 impl Tensor {

@@ -13,6 +13,8 @@ pub mod npz;
 pub mod ort;
 pub mod pb;
 pub mod python;
+pub mod rng;
+pub mod tensors;
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +29,7 @@ pub fn testdata(relative: &str) -> PathBuf {
 }
 
 /// The folder of real models with samples (`models/NAME.onnx`, `data/NAME/{calib,eval}/*.npz`) that
-/// `ONNX_QUANT_ZOO` names; tests over real models run only where it is set.
+/// `ONNX_QUANT_ZOO` or `ZOO_DIR` names; tests over real models run only where one is set.
 pub fn zoo() -> Option<PathBuf> {
-    std::env::var_os("ONNX_QUANT_ZOO").map(PathBuf::from)
+    std::env::var_os("ONNX_QUANT_ZOO").or_else(|| std::env::var_os("ZOO_DIR")).map(PathBuf::from)
 }

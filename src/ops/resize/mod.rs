@@ -192,7 +192,8 @@ fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let mode = call.str("mode", "nearest");
     if mode == "nearest" {
         ensure!(!call.flag("antialias", false), "attribute \"antialias\" is set, which mode nearest does not have");
-        let nearest = if old { Nearest::Simple } else { Nearest::parse(call.str("nearest_mode", "round_prefer_floor"))? };
+        let nearest =
+            if old { Nearest::Simple } else { Nearest::parse(call.str("nearest_mode", "round_prefer_floor"))? };
         let maps: Vec<_> = plan.iter().map(|p| p.nearest(nearest)).collect();
         let fill = cast::from_f64s(x.dtype(), &[], vec![extrapolation]).or_else(|_| Tensor::zeros(x.dtype(), &[]))?;
         let y = with_data!(x.data(), T, b => {
@@ -250,7 +251,8 @@ mod tests {
 
     #[test]
     fn repeats_nearest_elements() {
-        let doubled: Vec<f32> = [[1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0], [3.0, 3.0, 4.0, 4.0], [3.0, 3.0, 4.0, 4.0]].concat();
+        let doubled: Vec<f32> =
+            [[1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0], [3.0, 3.0, 4.0, 4.0], [3.0, 3.0, 4.0, 4.0]].concat();
         let y = Tensor::of(&[1, 1, 4, 4], doubled);
         case(&[1.0, 1.0, 2.0, 2.0]).expect(&[y.clone()]);
         case(&[2.0, 2.0]).attr("axes", vec![2i64, 3]).expect(&[y.clone()]);
@@ -269,7 +271,10 @@ mod tests {
             .attr("mode", "linear")
             .attr("coordinate_transformation_mode", "align_corners")
             .tolerance(1e-6)
-            .expect(&[Tensor::of(&[1, 1, 2, 4], vec![1.0f32, 4.0 / 3.0, 5.0 / 3.0, 2.0, 3.0, 10.0 / 3.0, 11.0 / 3.0, 4.0])]);
+            .expect(&[Tensor::of(
+                &[1, 1, 2, 4],
+                vec![1.0f32, 4.0 / 3.0, 5.0 / 3.0, 2.0, 3.0, 10.0 / 3.0, 11.0 / 3.0, 4.0],
+            )]);
         case(&[1.0, 1.0, 0.5, 0.5])
             .attr("mode", "linear")
             .attr("antialias", 1)

@@ -26,7 +26,9 @@ impl Coordinates {
             "asymmetric" => Self::Asymmetric,
             "tf_half_pixel_for_nn" => Self::TfHalfPixelForNn,
             "tf_crop_and_resize" => Self::TfCropAndResize,
-            m => bail!("attribute \"coordinate_transformation_mode\" is \"{m}\", which the specification does not define"),
+            m => bail!(
+                "attribute \"coordinate_transformation_mode\" is \"{m}\", which the specification does not define"
+            ),
         })
     }
 }
@@ -49,7 +51,9 @@ impl Nearest {
             "round_prefer_ceil" => Self::RoundPreferCeil,
             "floor" => Self::Floor,
             "ceil" => Self::Ceil,
-            m => bail!("attribute \"nearest_mode\" is \"{m}\", expected round_prefer_floor, round_prefer_ceil, floor or ceil"),
+            m => bail!(
+                "attribute \"nearest_mode\" is \"{m}\", expected round_prefer_floor, round_prefer_ceil, floor or ceil"
+            ),
         })
     }
 }

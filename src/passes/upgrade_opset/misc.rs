@@ -70,7 +70,8 @@ fn dropout_mask(e: &mut Edit<'_>) -> Result<()> {
 /// Scale and bias per group became per channel.
 fn group_normalization(e: &mut Edit<'_>) -> Result<()> {
     let node = e.node;
-    let groups = e.g().node(node).attrs.int("num_groups").ok_or_else(|| anyhow!("attribute \"num_groups\" is missing"))?;
+    let groups =
+        e.g().node(node).attrs.int("num_groups").ok_or_else(|| anyhow!("attribute \"num_groups\" is missing"))?;
     let channels = e.shape(0).and_then(|s| s.get(1)?.known());
     let channels = channels.ok_or_else(|| anyhow!("the number of channels is not known"))?;
     let groups = usize::try_from(groups)?;

@@ -49,7 +49,8 @@ fn flatten(e: &mut Edit<'_>, axis: i64) -> Result<()> {
     let shape = match fixed {
         Some(dims) => before.constant("shape", Tensor::vector(dims.iter().map(|&n| n as i64).collect())),
         None => {
-            let ty = x_ty.as_ref().and_then(ValueType::shape).map(|s| ValueType::tensor(DType::I64, vec![s.len().into()]));
+            let ty =
+                x_ty.as_ref().and_then(ValueType::shape).map(|s| ValueType::tensor(DType::I64, vec![s.len().into()]));
             before.node(Node::new("Shape"), &[x], "shape", ty)
         }
     };

@@ -1,8 +1,6 @@
 //! Choices by measured error: which algorithms are applied, and which operators stay float so that the model is not
 //! noise. Every choice is verified by running the model that it gives, on samples that are not the held-out ones.
 
-use std::time::{Duration, Instant};
-
 use rayon::prelude::*;
 
 use super::Data;
@@ -15,8 +13,9 @@ use super::plan::{Decision, NodePlace, QuantPlan};
 use super::progress::Progress;
 use super::report::Report;
 use super::solve::{self, Observed, Solver, compile};
+use crate::calibrate::dataset::{Dataset, Sample};
 use crate::diag::Sink;
-use crate::error::{Context, Result};
+use crate::error::{Context, Result, anyhow};
 use crate::interp::RunOptions;
 use crate::ir::Model;
 
@@ -28,10 +27,43 @@ const RANK_SAMPLES: usize = 4;
 const CHANNEL_SAMPLES: usize = 32;
 /// What choices must reach above the floor, in dB, since they are measured on other samples than the result.
 const MARGIN_DB: f64 = 1.5;
-/// Time that the ranking of operators may take: with slow models neighbours are ranked together.
-const RANK_BUDGET: Duration = Duration::from_secs(20);
+/// Work that the ranking of operators may take, in multiply-accumulate operations (about half a minute on one core):
+/// in larger models neighbours are ranked together.
+const RANK_BUDGET_MACS: u64 = 400_000_000_000;
 /// A model as good as this needs no algorithm.
 const GOOD_DB: f64 = 45.0;
+
+/// Calibration samples from which on some are kept out of all statistics, so that choices are verified on others.
+const ENOUGH_TO_SPLIT: usize = 32;
+/// What an algorithm must gain to be applied, in dB: less than this is as likely chance.
+const LEAST_GAIN_DB: f64 = 0.5;
+
+/// Some samples of a data set.
+struct Pick<'a> {
+    of: &'a dyn Dataset,
+    indices: Vec<usize>,
+}
+
+impl Dataset for Pick<'_> {
+    fn len(&self) -> usize {
+        self.indices.len()
+    }
+
+    fn sample(&self, i: usize) -> Result<Sample> {
+        let &i = self.indices.get(i).ok_or_else(|| anyhow!("there is no sample {i}"))?;
+        self.of.sample(i)
+    }
+}
+
+/// The samples that statistics are taken from, and those that choices are verified on, spread evenly; the same ones
+/// where there are few.
+fn split(all: &dyn Dataset) -> (Pick<'_>, Pick<'_>) {
+    let n = all.len();
+    let wanted = TUNE_SAMPLES.min(n);
+    let tune: Vec<usize> = (0..wanted).map(|i| i * n / wanted).collect();
+    let fit = (0..n).filter(|i| n < ENOUGH_TO_SPLIT || !tune.contains(i)).collect();
+    (Pick { of: all, indices: fit }, Pick { of: all, indices: tune })
+}
 
 /// A float model with what is known of it.
 struct Variant {
@@ -45,15 +77,15 @@ impl Variant {
         model: Model,
         config: &Config,
         excluded: &Excluded,
-        data: &Data<'_>,
+        data: &dyn Dataset,
         progress: &dyn Progress,
         sink: &mut Sink,
     ) -> Result<Self> {
-        let first = data.calibration.sample(0)?;
+        let first = data.sample(0)?;
         let options = RunOptions { threads: config.threads, ..RunOptions::default() };
         let facts = Facts::of(&model, &first.inputs, options, true)
             .with_context(|| format!("running the float model on {}", first.origin))?;
-        let observed = solve::observe(&model, config, &facts, excluded, data.calibration, progress, sink)?;
+        let observed = solve::observe(&model, config, &facts, excluded, data, progress, sink)?;
         Ok(Variant { model, facts, observed })
     }
 
@@ -89,11 +121,12 @@ pub fn choose(
     sink: &mut Sink,
     report: &mut Report,
 ) -> Result<Choice> {
-    let reference = Reference::new(&compile(&model)?, data.calibration, TUNE_SAMPLES, config.threads)?;
+    let (fit, tune) = split(data.calibration);
+    let reference = Reference::new(&compile(&model)?, &tune, TUNE_SAMPLES, config.threads)?;
     let score = |model: &Model, samples: usize| -> Result<f64> {
         Ok(worst_sqnr(&reference.compare(&compile(model)?, samples, config.threads)?))
     };
-    let mut variant = Variant::new(model, config, excluded, data, progress, sink)?;
+    let mut variant = Variant::new(model, config, excluded, &fit, progress, sink)?;
     let mut plan = variant.solver(config).plan(excluded)?;
     let mut emitted = variant.solver(config).emit(&plan)?;
     let mut db = score(&emitted, TUNE_SAMPLES)?;
@@ -104,16 +137,16 @@ pub fn choose(
     // Equalization edits the float model, so everything after it is done again.
     if db < GOOD_DB {
         let places = equalize::candidates(&variant.model, &plan);
-        let stats = channels::gather(&variant.model, &places, data.calibration, CHANNEL_SAMPLES)?;
+        let stats = channels::gather(&variant.model, &places, &fit, CHANNEL_SAMPLES)?;
         let mut model = variant.model.clone();
         let done = equalize::equalize(&mut model, &plan, &stats)?;
         if !done.is_empty() {
-            let other = Variant::new(model, config, excluded, data, progress, sink)?;
+            let other = Variant::new(model, config, excluded, &fit, progress, sink)?;
             let other_plan = other.solver(config).plan(excluded)?;
             let other_emitted = other.solver(config).emit(&other_plan)?;
             let other_db = score(&other_emitted, TUNE_SAMPLES)?;
             let n = done.len();
-            if other_db > db {
+            if other_db > db + LEAST_GAIN_DB {
                 report.notes.push(format!("equalization of {n} tensors: {db:.1} -> {other_db:.1} dB"));
                 (variant, plan, emitted, db) = (other, other_plan, other_emitted, other_db);
             } else {
@@ -124,7 +157,7 @@ pub fn choose(
 
     // Bias correction belongs to a plan: it is done again for every plan that is tried.
     let needs = bias_correct::needs(&variant.model, &plan);
-    let means = channels::gather(&variant.model, &needs, data.calibration, CHANNEL_SAMPLES)?;
+    let means = channels::gather(&variant.model, &needs, &fit, CHANNEL_SAMPLES)?;
     let make = |excluded: &Excluded, corrected: Corrected| -> Result<(QuantPlan, Model)> {
         let solver = variant.solver(config);
         let mut plan = solver.plan(excluded)?;
@@ -138,7 +171,7 @@ pub fn choose(
     if db < GOOD_DB {
         let (other_plan, other_emitted) = make(excluded, Corrected(true))?;
         let other_db = score(&other_emitted, TUNE_SAMPLES)?;
-        if other_db > db {
+        if other_db > db + LEAST_GAIN_DB / 2.0 {
             report.notes.push(format!("bias correction: {db:.1} -> {other_db:.1} dB"));
             (plan, emitted, db, corrected) = (other_plan, other_emitted, other_db, Corrected(true));
         }
@@ -146,11 +179,9 @@ pub fn choose(
 
     let floor = config.min_sqnr_db + MARGIN_DB;
     if db < floor {
-        // How many candidates can be tried in the time: one such run, on as many threads as there are.
-        let start = Instant::now();
-        reference.compare(&compile(&emitted)?, RANK_SAMPLES, 1)?;
-        let cost = start.elapsed().max(Duration::from_micros(1));
-        let affordable = (RANK_BUDGET.as_secs_f64() / cost.as_secs_f64()) as usize;
+        // Counted in multiplications, not in seconds: the same input gives the same model on every machine.
+        let one_run = plan.macs().0.max(1) * RANK_SAMPLES as u64;
+        let affordable = usize::try_from(RANK_BUDGET_MACS / one_run).unwrap_or(usize::MAX);
         let ranked = rank(&plan, excluded, affordable.max(6), progress, &|others| {
             let (_, model) = make(others, corrected)?;
             Ok(worst_sqnr(&reference.compare(&compile(&model)?, RANK_SAMPLES, 1)?))

@@ -8,6 +8,7 @@
 //! **Add a verb:** a new file `src/cli/<verb>.rs` with `Args` and `run`, and a line in [`Command`].
 
 mod completions;
+mod demo;
 mod dump;
 mod inspect;
 mod man;
@@ -77,6 +78,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Run a model on data with the built-in interpreter
     Run(run::Args),
+    /// Quantize a built-in network that reads digits, with built-in samples, and show what it does
+    Demo(demo::Args),
     /// Print shell completions
     Completions(completions::Args),
     /// Write manual pages
@@ -117,6 +120,7 @@ fn dispatch(command: Option<Command>, quantize: quantize::Args, session: &mut Se
         Some(Command::Quantize(args)) => quantize::run(args, session),
         Some(Command::Inspect(args)) => inspect::run(&args, session),
         Some(Command::Run(args)) => run::run(&args, session),
+        Some(Command::Demo(args)) => demo::run(&args, session),
         Some(Command::Completions(args)) => completions::run(&args),
         Some(Command::Man(args)) => man::run(&args),
     }

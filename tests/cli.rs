@@ -13,7 +13,7 @@
 //!
 //! `UPDATE=1 cargo test --test cli` rewrites what follows each command; read the diff. A section that is empty is
 //! left out. Paths, times and measured sizes are replaced by `[DIR]`, `[TIME]` and so on (see [`filtered`]).
-//! Preparations: `copy FROM TO` (from testdata), `dir NAME`, `text NAME WORDS`, `cut NAME BYTES`,
+//! Preparations: `copy FROM TO` (from testdata), `dir NAME`, `text NAME WORDS`, `bytes NAME HEX`, `cut NAME BYTES`,
 //! `npz NAME ARRAY:DTYPE:2x3=VALUE ...` where VALUE is `random`, `nan` or a number.
 
 mod common;
@@ -39,6 +39,10 @@ fn prepare(dir: &Path, line: &str) -> PathBuf {
         }
         ["dir", name] => fs::create_dir_all(dir.join(name)).unwrap(),
         ["text", name, text @ ..] => fs::write(dir.join(name), text.join(" ")).unwrap(),
+        ["bytes", name, hex] => {
+            let byte = |i: usize| u8::from_str_radix(&hex[i..i + 2], 16).unwrap();
+            fs::write(dir.join(name), (0..hex.len()).step_by(2).map(byte).collect::<Vec<_>>()).unwrap();
+        }
         ["cut", name, bytes] => {
             let content = fs::read(dir.join(name)).unwrap();
             fs::write(dir.join(name), &content[..bytes.parse().unwrap()]).unwrap();

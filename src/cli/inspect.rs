@@ -84,7 +84,7 @@ fn plan(
     session: &mut Session,
 ) -> std::result::Result<(QuantPlan, Model), String> {
     let one_line = |e: anyhow::Error| format!("{e:#}");
-    quant::refuse_quantized(model).map_err(one_line)?;
+    quant::refuse_unsuitable(model).map_err(one_line)?;
     let mut prepared = model.clone();
     prepare(&mut prepared, config, &mut |stage, m| dump.see(stage, m), &mut session.sink).map_err(one_line)?;
     let paths = if args.data.is_empty() { vec![PathBuf::from("random")] } else { args.data.clone() };

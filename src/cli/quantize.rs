@@ -126,7 +126,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     let mut dump = Dump::new(&args.dump)?;
     let model = session.read(&input)?;
     dump.see("load", &model);
-    quant::refuse_quantized(&model).with_context(|| format!("cannot quantize '{}'", input.display()))?;
+    quant::refuse_unsuitable(&model).with_context(|| format!("cannot quantize '{}'", input.display()))?;
     let output = args.output.unwrap_or_else(|| default_output(&input));
     if !args.dry_run {
         check_output(&input, &output)?;

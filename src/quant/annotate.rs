@@ -124,7 +124,7 @@ impl<'a> GraphPlanner<'a> {
                         && data.contains(slot)
                         && self.dtype(v) != Some(DType::F32)
                     {
-                        return float("not-float32", format!("input {slot} is not float32"));
+                        return float("not-float32", format!("input {slot} {}", self.not_float32(v)));
                     }
                 }
                 Ok(Class::Combine { row })
@@ -135,7 +135,7 @@ impl<'a> GraphPlanner<'a> {
                     return float("constant-data", "its data is a constant".into());
                 }
                 if self.dtype(x) != Some(DType::F32) {
-                    return float("not-float32", "its data is not float32".into());
+                    return float("not-float32", format!("its data {}", self.not_float32(x)));
                 }
                 // A second output that is no copy of elements (indices of MaxPool) has no quantized form.
                 let outs = self.g.node_outputs(n);
@@ -152,6 +152,14 @@ impl<'a> GraphPlanner<'a> {
         match constant(self.model, self.id, v) {
             Some(t) => Some(t.dtype()),
             None => self.facts.dtype((self.id, v)).or_else(|| self.g.value(v).ty.as_ref()?.dtype()),
+        }
+    }
+
+    /// What is to be said of data of another element type, or of none: nothing after an unknown operator is computed.
+    fn not_float32(&self, v: ValueId) -> String {
+        match self.dtype(v) {
+            Some(t) => format!("is {t}, not float32"),
+            None => "was not computed on the samples: see the operators before it".into(),
         }
     }
 
@@ -173,7 +181,7 @@ impl<'a> GraphPlanner<'a> {
             return say("its data is a constant");
         }
         if self.dtype(x) != Some(DType::F32) {
-            return say("its data is not float32");
+            return Ok(Some(format!("its data {}", self.not_float32(x))));
         }
         let Some(w) = constant(self.model, self.id, w) else {
             return say("its weight is not a constant");

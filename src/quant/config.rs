@@ -54,11 +54,14 @@ impl Config {
     }
 }
 
-/// Refuses a model that was quantized before: its scales belong to other arithmetic than ours.
+/// Refuses a model without nodes, and one that was quantized before: its scales belong to other arithmetic than ours.
 ///
 /// # Errors
-/// The model has quantized operators, or 8-bit weights that are cast to float; the error names some of the nodes.
-pub fn refuse_quantized(model: &Model) -> Result<()> {
+/// The model has no nodes, quantized operators, or 8-bit weights that are cast to float; the error names some of them.
+pub fn refuse_unsuitable(model: &Model) -> Result<()> {
+    if model.graph_ids().all(|id| model.graph(id).nodes().next().is_none()) {
+        bail!("the model has no nodes: there is nothing to quantize");
+    }
     let mut found = Vec::new();
     for id in model.graph_ids() {
         let g = model.graph(id);

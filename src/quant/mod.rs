@@ -22,7 +22,7 @@ use crate::interp::{CompileOptions, Program};
 use crate::ir::{Def, Model};
 use crate::passes;
 
-pub use config::{Config, refuse_quantized};
+pub use config::{Config, refuse_unsuitable};
 pub use plan::QuantPlan;
 pub use progress::{Progress, Quiet};
 pub use report::Report;
@@ -68,7 +68,7 @@ pub fn quantize(
     observer: &mut dyn FnMut(&str, &Model),
     sink: &mut Sink,
 ) -> Result<Quantized> {
-    refuse_quantized(&model)?;
+    refuse_unsuitable(&model)?;
     let mut report = Report { before: report::Side::of(&model), ..Report::default() };
     ensure!(!data.calibration.is_empty(), "there are no calibration samples");
     close_inputs(&mut model, sink);

@@ -89,7 +89,9 @@ fn filtered(output: &[u8], dir: &Path) -> String {
         (r"(\[TIME\] / )\d+(\.\d+)? [KMG]B", "${1}[MEMORY]"),
         // Measured errors: the last digits depend on the machine's vector units.
         (r"-?\b\d+(\.\d+)? dB", "[DB]"),
+        (r"\b\d+(\.\d+)? -> \[DB\]", "[DB] -> [DB]"),
         (r"cosine \d\.\d+", "cosine [COSINE]"),
+        (r"max abs [-+.0-9e]+", "max abs [MAX]"),
         (r"-(alpha|beta|rc)\.\d+\b", ""),
         (r"\bonnx-quant \d+\.\d+\.\d+\b", "onnx-quant [VERSION]"),
     ] {

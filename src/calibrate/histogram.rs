@@ -12,6 +12,8 @@ use crate::error::{Context, Result, ensure};
 
 /// Bins at most. A one-sided half of them still leaves more than 2,048 to a search over absolute values.
 pub const MAX_BINS: usize = 8192;
+/// Values whose bins are found together.
+const BLOCK: usize = 512;
 /// The narrowest bins: below, floats lose bits, and a range that small quantizes to nothing anyway.
 const MIN_EXPONENT: i32 = -110;
 
@@ -42,36 +44,39 @@ impl Histogram {
         self.fit(batch.min, batch.max);
         let scale = pow2(-self.exponent) as f32;
         let first = self.first as i32;
-        // Four tables, so that equal neighbours (zeros behind a Relu) do not wait for each other's increments; worth
-        // their upkeep for large tensors only.
-        if batch.values.len() < MAX_BINS {
-            for &x in batch.values {
-                let i = index(x, scale, first);
-                self.counts[i] += 1;
+        let mut indices = [0u32; BLOCK];
+        if batch.values.len() < 4 * MAX_BINS {
+            for block in batch.values.chunks(BLOCK) {
+                place(block, scale, first, &mut indices);
+                indices[..block.len()].iter().for_each(|&i| self.counts[i as usize] += 1);
             }
             return;
         }
-        let n = self.counts.len();
-        let mut tables = vec![0u32; 4 * n];
-        let (t0, rest) = tables.split_at_mut(n);
-        let (t1, rest) = rest.split_at_mut(n);
-        let (t2, t3) = rest.split_at_mut(n);
+        // Four tables, so that equal neighbours (zeros behind a Relu) do not wait for each other's increments; worth
+        // their upkeep for large tensors only.
+        let mut tables: Vec<[u32; MAX_BINS]> = vec![[0; MAX_BINS]; 4];
         // So many fit into 32 bits.
         for part in batch.values.chunks(1 << 31) {
-            let (quads, rest) = part.as_chunks::<4>();
-            for q in quads {
-                t0[index(q[0], scale, first)] += 1;
-                t1[index(q[1], scale, first)] += 1;
-                t2[index(q[2], scale, first)] += 1;
-                t3[index(q[3], scale, first)] += 1;
+            if let [t0, t1, t2, t3] = tables.as_mut_slice() {
+                for block in part.chunks(BLOCK) {
+                    place(block, scale, first, &mut indices);
+                    let (quads, rest) = indices[..block.len()].as_chunks::<4>();
+                    // The mask changes nothing; it tells the compiler that the index is in bounds.
+                    let at = |i: u32| i as usize % MAX_BINS;
+                    for q in quads {
+                        t0[at(q[0])] += 1;
+                        t1[at(q[1])] += 1;
+                        t2[at(q[2])] += 1;
+                        t3[at(q[3])] += 1;
+                    }
+                    rest.iter().for_each(|&i| t0[at(i)] += 1);
+                }
             }
-            for &x in rest {
-                t0[index(x, scale, first)] += 1;
+            for table in &mut tables {
+                for (c, t) in self.counts.iter_mut().zip(table.iter_mut()) {
+                    *c += u64::from(std::mem::take(t));
+                }
             }
-            for (i, c) in self.counts.iter_mut().enumerate() {
-                *c += [&t0, &t1, &t2, &t3].iter().map(|t| u64::from(t[i])).sum::<u64>();
-            }
-            [&mut *t0, t1, t2, t3].into_iter().for_each(|t| t.fill(0));
         }
     }
 
@@ -157,7 +162,7 @@ impl Histogram {
                 (lo.min(self.first), hi.max(self.last()))
             };
             // Bin numbers are computed in 32-bit floats: beyond this they would not be exact.
-            let is_exact = first.abs().max(last.abs()) < 1 << 23;
+            let is_exact = first.abs().max(last.abs()) < 1 << 22;
             if last - first < MAX_BINS as i64 && is_exact {
                 if self.counts.is_empty() {
                     (self.exponent, self.first) = (exponent, first);
@@ -214,16 +219,23 @@ impl Histogram {
         let counts = counts.iter().map(|c| c.as_u64().context("a count is no integer")).collect::<Result<Vec<_>>>()?;
         let (exponent, first) = (int("exponent")?, int("first")?);
         ensure!(counts.len() <= MAX_BINS, "{} bins, at most {MAX_BINS} are allowed", counts.len());
-        ensure!((i64::from(MIN_EXPONENT)..=128).contains(&exponent) && first.abs() < 1 << 24, "bins out of bounds");
+        ensure!((i64::from(MIN_EXPONENT)..=128).contains(&exponent) && first.abs() < 1 << 22, "bins out of bounds");
         Ok(Histogram { exponent: exponent as i32, first, counts })
     }
 }
 
-/// The index of a value's bin. The scale is a power of two, so the product is exact; converting truncates, and one less
-/// makes that a floor for what lies below zero.
-#[inline]
-fn index(x: f32, scale: f32, first: i32) -> usize {
-    let v = x * scale;
-    let t = v as i32;
-    (t - i32::from((t as f32) > v) - first) as usize
+/// The indices of the bins of a block of values: `floor(x * scale) - first`.
+///
+/// Written so that the compiler makes vector instructions of it on any machine. The scale is a power of two, so the
+/// product is exact. Adding and subtracting 1.5 * 2^23 rounds it to the nearest integer, whose bits are then at the end
+/// of the sum; one less where that is above makes it the floor. Bin numbers stay below 2^22 (see [`Histogram::fit`]).
+fn place(values: &[f32], scale: f32, first: i32, indices: &mut [u32; BLOCK]) {
+    const MAGIC: f32 = 12_582_912.0;
+    for (i, &x) in indices.iter_mut().zip(values) {
+        let v = x * scale;
+        let sum = v + MAGIC;
+        let above = i32::from(sum - MAGIC > v);
+        let floor = sum.to_bits().cast_signed().wrapping_sub(MAGIC.to_bits().cast_signed()).wrapping_sub(above);
+        *i = floor.wrapping_sub(first).cast_unsigned();
+    }
 }

@@ -230,3 +230,101 @@ fn size_on_disk(path: &Path) -> Result<u64> {
     data.push(".data");
     Ok(std::fs::metadata(path)?.len() + std::fs::metadata(data).map_or(0, |m| m.len()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::report::{Kept, Side};
+
+    fn summary() -> Summary {
+        let kept = |node: &str, op_type: &str, why: &str, macs| Kept {
+            node: node.into(),
+            op_type: op_type.into(),
+            code: "excluded",
+            why: why.into(),
+            macs,
+        };
+        let output = |name: &str, sqnr_db| OutputError {
+            name: name.into(),
+            sqnr_db,
+            worst_channel_db: Some(12.34),
+            cosine: 0.99962,
+            max_abs: 0.0125,
+            top1_agreement: Some(0.983),
+            is_broken: false,
+        };
+        let report = Report {
+            before: Side { opset: 9, ir_version: 3, nodes: 415 },
+            after: Side { opset: 13, ir_version: 7, nodes: 318 },
+            weighted: [("Conv".to_owned(), (52, 53)), ("Gemm".to_owned(), (1, 1))].into(),
+            n_integer: 60,
+            n_quantize: 75,
+            n_dequantize: 204,
+            macs: 1000,
+            integer_macs: 998,
+            kept: vec![
+                kept("/a", "Softmax", "nothing after it runs in integers", 0),
+                kept("/b", "Mul", "no integer kernel", 0),
+                kept("/c", "Mul", "no integer kernel", 0),
+                kept("/stem", "Conv", "excluded by --nodes-to-exclude /stem", 2),
+            ],
+            outputs: vec![output("boxes", 31.42), output("scores", f64::INFINITY)],
+            n_calibration: 240,
+            n_holdout: 60,
+            notes: vec!["1 of 54 operators stays float".into()],
+            is_floor_met: true,
+            ..Report::default()
+        };
+        Summary {
+            input: "in.onnx".into(),
+            output: "out.onnx".into(),
+            target: "ort-cpu".into(),
+            method: "mse",
+            bytes: (97_500_000, 24_600_000),
+            report,
+            elapsed: Duration::from_millis(12_400),
+            peak_memory: Some(610_000_000),
+        }
+    }
+
+    #[test]
+    fn table_of_a_large_model() {
+        let expected = "\
+in.onnx -> out.onnx   target ort-cpu, mse, 240 samples (+60 held out)
+                      before       after
+ size                 97.5 MB      24.6 MB      (3.96x smaller)
+ opset / IR           9 / 3        13 / 7
+ nodes                415          318          QuantizeLinear 75, DequantizeLinear 204
+ int8 operators       -            60           Conv 52 of 53, Gemm 1 of 1
+ MACs in int8         -            99.8 %
+ kept in float        -            4
+                      Conv \"/stem\": excluded by --nodes-to-exclude /stem
+                      Mul x2: no integer kernel
+                      Softmax \"/a\": nothing after it runs in integers
+ output error         boxes: SQNR 31.4 dB, cosine 0.99962, max abs 1.250e-2, worst channel 12.3 dB, same top-1 98.3 %
+                      scores: SQNR exact, cosine 0.99962, max abs 1.250e-2, worst channel 12.3 dB, same top-1 98.3 %
+ note                 1 of 54 operators stays float
+ time / peak memory   12.4 s / 610.0 MB
+";
+        assert_eq!(summary().table(), expected);
+    }
+
+    #[test]
+    fn what_was_not_measured_is_not_claimed() {
+        let mut s = summary();
+        s.report.outputs.clear();
+        s.report.holdout_is_calibration = true;
+        s.bytes = (80, 100);
+        s.peak_memory = None;
+        let table = s.table();
+        for line in [
+            " output error         not measured: no output could be computed",
+            "240 samples (none held out)",
+            "measured on the calibration samples",
+            "(1.25x larger)",
+            " time                 12.4 s",
+        ] {
+            assert!(table.contains(line), "{line:?} is missing in\n{table}");
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! `--dump-ir`: prints the model between two steps.
 
 use crate::error::Result;
-use crate::ir::{Model, text};
+use crate::ir::{Model, dot, json, text};
 use crate::passes;
 
 /// What to print and when.
@@ -21,6 +21,10 @@ pub(super) struct Args {
 enum Format {
     /// ONNX's textual syntax
     Text,
+    /// Graphviz
+    Dot,
+    /// JSON
+    Json,
 }
 
 /// Stages besides passes, in order.
@@ -60,6 +64,8 @@ impl Dump {
         if is_wanted {
             self.text = Some(match format {
                 Format::Text => text::print(model, &text::PrintOptions::default()),
+                Format::Dot => dot::print(model),
+                Format::Json => json::print(model),
             });
         }
     }

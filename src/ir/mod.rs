@@ -6,7 +6,9 @@
 
 pub mod attr;
 pub mod builder;
+pub mod dot;
 pub mod graph;
+pub mod json;
 pub mod model;
 pub mod names;
 pub mod node;

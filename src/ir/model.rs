@@ -9,6 +9,12 @@ pub struct GraphId(pub(super) u32);
 impl GraphId {
     /// The main graph.
     pub const MAIN: GraphId = GraphId(0);
+
+    /// A small number that is unique in the model; 0 for the main graph.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
 }
 
 /// A function of a model: a body that nodes of its name call.

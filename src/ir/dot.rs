@@ -39,7 +39,11 @@ fn quoted(text: &str) -> String {
 
 /// Lines in quotes.
 fn lines(lines: &[String]) -> String {
-    let inner: Vec<String> = lines.iter().map(|l| quoted(l)[1..].trim_end_matches('"').to_owned()).collect();
+    let inner = lines.iter().map(|l| {
+        let quoted = quoted(l);
+        quoted[1..quoted.len() - 1].to_owned()
+    });
+    let inner: Vec<String> = inner.collect();
     format!("\"{}\"", inner.join("\\n"))
 }
 
@@ -139,10 +143,8 @@ impl Printer<'_> {
         label.extend(inputs.iter().filter(|&&v| self.is_stored(graph, v)).map(|&v| self.describe(graph, v)));
         let id = Self::node_id(graph, n);
         self.line(indent, &format!("{id} [label={}];", lines(&label)));
-        for v in inputs {
-            if self.is_stored(graph, v) {
-                continue;
-            }
+        let flowing: Vec<ValueId> = inputs.into_iter().filter(|&v| !self.is_stored(graph, v)).collect();
+        for v in flowing {
             let (from, is_captured) = self.source(graph, v);
             let style = if is_captured { ", style=dashed" } else { "" };
             let label = quoted(&self.describe(graph, v));
@@ -208,7 +210,7 @@ mod tests {
             "[label=\"Add\\nfirst\\nw: float[2]\"];",
             "[label=\"x: float[N,2]\"];",
             "label=\"then_branch of a \\\"b\\\"\";",
-            "[label=\"Identity\\nw\"];",
+            "[label=\"Identity\\nw: float[2]\"];",
             ", style=dashed];",
             "[shape=ellipse, label=\"y: float[N,2]\"];",
         ] {

@@ -36,7 +36,8 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { name: "Div", infer: |c| infer_arithmetic(c, sym::floor_div), eval: div, quant: OBSERVED, ..BINARY },
     OpDef { name: "Mod", since: 10, eval: modulo, ..BINARY },
     OpDef { name: "Mul", infer: |c| infer_arithmetic(c, sym::mul), eval: mul, quant: OBSERVED, ..BINARY },
-    OpDef { name: "PRelu", infer: infer_prelu, eval: prelu, ..BINARY },
+    OpDef { name: "PRelu", infer: infer_prelu, eval: prelu_by_channel, ..BINARY },
+    OpDef { name: "PRelu", since: 7, infer: infer_prelu, eval: prelu, ..BINARY },
     OpDef { name: "Pow", infer: infer_pow, eval: pow, ..BINARY },
     OpDef { name: "Sub", infer: |c| infer_arithmetic(c, sym::sub), eval: sub, quant: OBSERVED, ..BINARY },
 ];
@@ -193,6 +194,19 @@ fn infer_prelu(ctx: &mut InferCtx<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Before opset 7 the slopes belong to the channels, axis 1.
+fn prelu_by_channel(call: &mut Call<'_>) -> Result<Vec<Item>> {
+    let (rank, slope) = (call.input(0)?.rank(), call.take(1)?);
+    if slope.rank() == 1 && slope.len() > 1 && rank > 2 {
+        let mut shape = vec![1; rank - 1];
+        shape[0] = slope.len();
+        call.inputs[1] = Some(slope.reshaped(&shape)?.into());
+    } else {
+        call.inputs[1] = Some(slope.into());
+    }
+    prelu(call)
+}
+
 fn prelu(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let dtype = same_dtype(call)?;
     let (x, slope) = (call.input(0)?, call.input(1)?);
@@ -275,6 +289,9 @@ mod tests {
             .input(x.clone())
             .input(v(&[0.5, 0.25]))
             .expect(&[Tensor::of(&[2, 2], vec![-0.5f32, 2.0, -1.5, -1.0])]);
+        let image = Tensor::of(&[1, 2, 1, 1], vec![-1.0f32, -2.0]);
+        let y = Tensor::of(&[1, 2, 1, 1], vec![-0.5f32, -0.5]);
+        Case::new("PRelu", 6).input(image).input(v(&[0.5, 0.25])).expect(&[y]);
         Case::new("PRelu", 16).input(v(&[1.0, 2.0])).input(x).fails("does not broadcast to [2]");
     }
 }

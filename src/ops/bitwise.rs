@@ -1,7 +1,7 @@
 //! Operations on bits of integers: `BitwiseAnd`, `BitwiseOr`, `BitwiseXor`, `BitwiseNot`, `BitShift`.
 //!
-//! Spec: <https://onnx.ai/onnx/operators/onnx__BitwiseAnd.html> and so on (opset 18; `BitShift` 11)
-//! Inputs: of T, broadcast. Output: of T. T: integers; unsigned ones for `BitShift`.
+//! Spec: <https://onnx.ai/onnx/operators/onnx__BitwiseAnd.html> and so on (opset 18; `BitShift` 11, 28)
+//! Inputs: of T, broadcast. Output: of T. T: integers.
 //! Quantized: no.
 //! Errors: another element type; a `direction` other than `LEFT` or `RIGHT`.
 
@@ -68,16 +68,29 @@ fn shift(call: &mut Call<'_>) -> Result<Vec<Item>> {
         other => bail!("attribute \"direction\" is \"{other}\", expected \"LEFT\" or \"RIGHT\""),
     };
     let dtype = same_dtype(call)?;
-    if !dtype.is_integer() || dtype.is_signed_integer() {
-        return wrong_type(0, dtype, "an unsigned integer type");
+    if !dtype.is_integer() {
+        return wrong_type(0, dtype, "an integer type");
     }
-    let (a, b, threads) = (cast(call.input(0)?, DType::U64, true)?, cast(call.input(1)?, DType::U64, true)?, call.threads);
-    // A shift by the width or more leaves nothing.
-    let by = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-    let c = if is_left {
-        zip_in_place::<u64>(a, b, threads, |x, n| x.checked_shl(by(n)).unwrap_or(0))?
+    let bits = dtype.bits() as u32;
+    let wide = if dtype == DType::U64 { DType::U64 } else { DType::I64 };
+    let (a, b, threads) = (cast(call.input(0)?, wide, true)?, cast(call.input(1)?, DType::I64, true)?, call.threads);
+    // A shift by the width or more, or by less than nothing, leaves the sign.
+    let within = move |n: i64| u32::try_from(n).ok().filter(|n| *n < bits);
+    let c = if wide == DType::U64 {
+        let by = move |x: u64, n: u64| match within(n.cast_signed()) {
+            Some(n) if is_left => x << n,
+            Some(n) => x >> n,
+            None => 0,
+        };
+        zip_in_place::<u64>(a, cast(&b, DType::U64, true)?, threads, by)?
     } else {
-        zip_in_place::<u64>(a, b, threads, |x, n| x.checked_shr(by(n)).unwrap_or(0))?
+        let by = move |x: i64, n: i64| match within(n) {
+            Some(n) if is_left => x << n,
+            Some(n) => x >> n,
+            None if is_left => 0,
+            None => x >> 63,
+        };
+        zip_in_place::<i64>(a, b, threads, by)?
     };
     Ok(cast(&c, dtype, true)?.into())
 }
@@ -104,5 +117,9 @@ mod tests {
         case().attr("direction", "LEFT").expect(&[u(&[32, 16, 0])]);
         case().attr("direction", "RIGHT").expect(&[u(&[8, 1, 0])]);
         case().attr("direction", "UP").fails("\"direction\" is \"UP\"");
+        let i = |v: &[i8]| Tensor::vector(v.to_vec());
+        let signed = || Case::new("BitShift", 28).input(i(&[-16, 4, -1, 64])).input(i(&[1, 9, -1, 1]));
+        signed().attr("direction", "RIGHT").expect(&[i(&[-8, 0, -1, 32])]);
+        signed().attr("direction", "LEFT").expect(&[i(&[-32, 0, 0, -128])]);
     }
 }

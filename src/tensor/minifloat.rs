@@ -105,7 +105,8 @@ pub fn encode(dtype: DType, x: f32, saturate: bool) -> u8 {
     let nan = match f.specials {
         Specials::Ieee | Specials::NanAllOnes => sign | (f.sign_bit() - 1),
         Specials::NanIsNegZero => f.sign_bit(),
-        Specials::None => f.max_bits(),
+        // Nothing stands for it; negative zero is what onnx's own conversion gives.
+        Specials::None => f.sign_bit(),
     };
     if x.is_nan() {
         return nan;

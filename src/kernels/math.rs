@@ -47,14 +47,22 @@ pub fn exp(x: f32) -> f32 {
     (fma(r * r2, p, r2) + 2.0) * exp2i(i.wrapping_sub(1))
 }
 
-/// `e^x - 1`.
+/// `e^x - 1`; infinite from 88 on.
 #[inline(always)]
 #[must_use]
 pub fn exp_m1(x: f32) -> f32 {
-    let p = poly(x, [0.5, 0.166_666_66, 0.041_666_295, 0.008_333_497, 0.001_394_465_9, 0.000_197_903_41]);
-    let small = fma(x * x, p, x);
-    let large = exp(x) - 1.0;
-    if x.abs() < 0.34 { small } else { large }
+    let is_large = x > 88.0;
+    let x = if is_large { 88.0 } else { x };
+    let x = if x < -87.0 { -87.0 } else { x };
+    let t = fma(x, std::f32::consts::LOG2_E, MAGIC);
+    let n = t - MAGIC;
+    let i = t.to_bits().wrapping_sub(MAGIC.to_bits()).cast_signed();
+    let r = fma(n, -LN2_LO, fma(n, -LN2_HI, x));
+    let p = poly(r, [0.5, 0.166_666_66, 0.041_666_295, 0.008_333_497, 0.001_394_465_9, 0.000_197_903_41]);
+    // 2^n (e^r - 1) + (2^n - 1): nothing cancels, and for small x the second term is 0.
+    let power = exp2i(i);
+    let y = fma(power, fma(r * r, p, r), power - 1.0);
+    if is_large { f32::INFINITY } else { y }
 }
 
 /// The natural logarithm.
@@ -92,22 +100,31 @@ pub fn log(x: f32) -> f32 {
 #[inline(always)]
 #[must_use]
 pub fn log1p_unit(x: f32) -> f32 {
-    let u = 1.0 + x;
-    // The second term is what the sum rounded away, relative to it.
-    log(u) + (x - (u - 1.0)) / u
+    x * poly(
+        x,
+        [
+            1.0,
+            -0.499_999_02,
+            0.333_299_64,
+            -0.249_541_34,
+            0.196_759_39,
+            -0.153_055_92,
+            0.106_036_54,
+            -0.056_959_525,
+            0.019_851_457,
+            -0.003_244_024_2,
+        ],
+    )
 }
 
 /// `tanh(x)`.
 #[inline(always)]
 #[must_use]
 pub fn tanh(x: f32) -> f32 {
-    let a = x.abs();
-    let s = x * x;
-    let p = poly(s, [-0.333_333_3, 0.133_332_1, -0.053_947_203, 0.021_702_97, -0.008_182_677, 0.002_147_540_2]);
-    let small = fma(x * s, p, x);
-    let large = 1.0 - 2.0 / (exp(a + a) + 1.0);
-    // The sign of zero is lost in the sum.
-    (if a < 0.625 { small } else { large }).copysign(x)
+    // From 10 on it is 1 in 32 bits. A NaN stays.
+    let a = if x.abs() > 10.0 { 10.0 } else { x.abs() };
+    let e = exp_m1(a + a);
+    (e / (e + 2.0)).copysign(x)
 }
 
 /// `1 / (1 + e^-x)`.

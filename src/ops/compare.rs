@@ -5,8 +5,9 @@
 //! Quantized: no; the output is boolean.
 
 use super::elementwise::{infer_predicate, same_dtype, work_type, wrong_type, zip};
-use super::{Arity, Call, Item, OpDef, OpDomain, QuantRule};
+use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, bail};
+use crate::ir::{Dim, sym};
 use crate::tensor::cast::cast;
 use crate::tensor::{DType, Data};
 
@@ -23,12 +24,36 @@ const COMPARE: OpDef = OpDef {
 };
 
 pub(super) const OPS: &[OpDef] = &[
-    OpDef { name: "Equal", eval: equal, ..COMPARE },
+    OpDef { name: "Equal", infer: infer_equal, eval: equal, ..COMPARE },
     OpDef { name: "Greater", eval: |c| ordered!(c, >), ..COMPARE },
     OpDef { name: "GreaterOrEqual", since: 12, eval: |c| ordered!(c, >=), ..COMPARE },
     OpDef { name: "Less", eval: |c| ordered!(c, <), ..COMPARE },
     OpDef { name: "LessOrEqual", since: 12, eval: |c| ordered!(c, <=), ..COMPARE },
 ];
+
+/// Elements of shapes are compared too, as 1 and 0: an exported `expand` chooses by them.
+fn infer_equal(ctx: &mut InferCtx<'_>) -> Result<()> {
+    infer_predicate(ctx)?;
+    let (Some(a), Some(b)) = (ctx.values(0), ctx.values(1)) else { return Ok(()) };
+    let n = a.len().max(b.len());
+    if n > 0 && [a.len(), b.len()].iter().all(|&len| len == 1 || len == n) {
+        let at = |v: &[Dim], i: usize| v[if v.len() == 1 { 0 } else { i }].clone();
+        ctx.set_values(0, (0..n).map(|i| equal_dims(&at(&a, i), &at(&b, i))).collect());
+    }
+    Ok(())
+}
+
+fn equal_dims(a: &Dim, b: &Dim) -> Dim {
+    // A name stands for a size, which a negative number never equals.
+    let is_name = |d: &Dim| matches!(d, Dim::Symbol(s) if s.chars().all(|c| c.is_alphanumeric() || c == '_'));
+    match (sym::constant(a), sym::constant(b)) {
+        (Some(x), Some(y)) => Dim::Known(usize::from(x == y)),
+        (Some(..0), None) if is_name(b) => Dim::Known(0),
+        (None, Some(..0)) if is_name(a) => Dim::Known(0),
+        _ if sym::is_same(a, b) => Dim::Known(1),
+        _ => Dim::Unknown,
+    }
+}
 
 macro_rules! ordered {
     ($call:expr, $op:tt) => {{
@@ -59,8 +84,18 @@ fn equal(call: &mut Call<'_>) -> Result<Vec<Item>> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::ops::testing::Case;
     use crate::tensor::Tensor;
+
+    #[test]
+    fn elements_of_shapes_are_compared() {
+        let s = |t: &str| Dim::Symbol(t.into());
+        assert_eq!(equal_dims(&s("N"), &sym::of_int(-1)), Dim::Known(0));
+        assert_eq!(equal_dims(&sym::of_int(-1), &sym::of_int(-1)), Dim::Known(1));
+        assert_eq!(equal_dims(&s("N - 1"), &sym::of_int(-1)), Dim::Unknown);
+        assert_eq!(equal_dims(&s("N"), &s("N")), Dim::Known(1));
+    }
 
     #[test]
     fn comparisons() {

@@ -12,6 +12,7 @@ mod call;
 mod elementwise;
 mod floats;
 mod infer_ctx;
+mod post_transform;
 pub mod quant_rule;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -136,6 +137,7 @@ ops! {
     depth_to_space
     det
     dynamic_quantize_linear
+    dynamic_quantize_lstm
     einsum
     embed_layer_normalization
     expand
@@ -143,6 +145,7 @@ ops! {
     flatten
     fourier
     gather
+    gather_block_quantized
     gather_elements
     gather_nd
     gemm
@@ -160,6 +163,11 @@ ops! {
     mat_mul
     max_pool
     mean_variance_normalization
+    ml_encode
+    ml_features
+    ml_linear
+    ml_map
+    ml_svm
     multi_head_attention
     non_max_suppression
     non_zero
@@ -197,6 +205,7 @@ ops! {
     tile
     top_k
     transpose
+    tree_ensemble
     trilu
     unary
     unique

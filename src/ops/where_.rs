@@ -30,16 +30,29 @@ fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let shape = ctx.broadcast(0..3)?;
     ctx.set_tensor(0, dtype, shape);
     // Shapes chosen by a condition that is known, as in exported `expand`.
-    let (Some(c), Some(x), Some(y)) = (ctx.constant(0), ctx.values(1), ctx.values(2)) else { return Ok(()) };
-    let Ok(c) = c.slice::<bool>() else { return Ok(()) };
+    let (Some(c), Some(x), Some(y)) = (condition(ctx), ctx.values(1), ctx.values(2)) else { return Ok(()) };
     let n = c.len().max(x.len()).max(y.len());
     let fits = |len: usize| len == 1 || len == n;
     if fits(c.len()) && fits(x.len()) && fits(y.len()) {
         let at = |v: &[Dim], i: usize| v[if v.len() == 1 { 0 } else { i }].clone();
-        let out = (0..n).map(|i| if c[if c.len() == 1 { 0 } else { i }] { at(&x, i) } else { at(&y, i) }).collect();
+        let choose = |i: usize| match at(&c, i) {
+            Dim::Known(0) => at(&y, i),
+            Dim::Known(_) => at(&x, i),
+            _ if at(&x, i) == at(&y, i) => at(&x, i),
+            _ => Dim::Unknown,
+        };
+        let out = (0..n).map(choose).collect();
         ctx.set_values(0, out);
     }
     Ok(())
+}
+
+/// The elements of the condition as 1 and 0: of a constant, or of a comparison of shapes.
+fn condition(ctx: &InferCtx<'_>) -> Option<Vec<Dim>> {
+    match ctx.constant(0) {
+        Some(c) => Some(c.slice::<bool>().ok()?.iter().map(|&c| Dim::Known(c.into())).collect()),
+        None => ctx.values(0),
+    }
 }
 
 fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {

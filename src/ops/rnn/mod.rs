@@ -52,9 +52,13 @@ fn n_directions(attrs: &Attrs) -> Result<usize> {
 }
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
+    let of_weight = ctx.shape(2).and_then(|s| s.get(2).cloned());
+    infer_with(ctx, of_weight)
+}
+
+fn infer_with(ctx: &mut InferCtx<'_>, of_weight: Option<Dim>) -> Result<()> {
     let directions = Dim::Known(n_directions(ctx.attrs)?);
     let batch_first = ctx.attrs.int("layout").unwrap_or(0) != 0;
-    let of_weight = ctx.shape(2).and_then(|s| s.get(2).cloned());
     let hidden = match ctx.attrs.int("hidden_size").and_then(|h| usize::try_from(h).ok()) {
         Some(h) => Dim::Known(h),
         None => of_weight.unwrap_or(Dim::Unknown),
@@ -80,6 +84,17 @@ fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Infers what the layers with transposed weights, R `[D, H, 4*H]`, give.
+pub(super) fn infer_transposed(ctx: &mut InferCtx<'_>) -> Result<()> {
+    let hidden = ctx.shape(2).and_then(|s| s.get(1).cloned());
+    infer_with(ctx, hidden)
+}
+
+/// Evaluates an LSTM in 32-bit floats whose state is quantized before each product.
+pub(super) fn run_quantized(call: &mut Call<'_>) -> Result<Vec<Item>> {
+    run::<f32>(call, Kind::Lstm, Some(super::dynamic_quantize_lstm::fake_quantize))
+}
+
 /// Swaps the first two dimensions.
 fn swapped(t: Tensor, perm: &[usize]) -> Result<Tensor> {
     super::transpose::transpose(t, perm)
@@ -88,15 +103,15 @@ fn swapped(t: Tensor, perm: &[usize]) -> Result<Tensor> {
 fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let kind = Kind::of(call.op_type)?;
     match call.input(0)?.dtype() {
-        DType::F32 => run::<f32>(call, kind),
-        DType::F64 => run::<f64>(call, kind),
+        DType::F32 => run::<f32>(call, kind, None),
+        DType::F64 => run::<f64>(call, kind, None),
         dtype @ (DType::F16 | DType::BF16) => {
             for slot in (0..call.n_inputs()).filter(|&s| s != 4) {
                 if let Some(t) = call.optional(slot)?.cloned() {
                     call.inputs[slot] = Some(cast::cast(&t, DType::F32, true)?.into());
                 }
             }
-            let out = run::<f32>(call, kind)?;
+            let out = run::<f32>(call, kind, None)?;
             out.into_iter().map(|i| Ok(cast::cast(&i.into_tensor()?, dtype, true)?.into())).collect()
         }
         d => bail!("input 0 (X) has type {d}, expected a float type"),
@@ -119,7 +134,7 @@ fn expect(call: &Call<'_>, slot: usize, name: &str, shape: &[usize]) -> Result<(
     Ok(())
 }
 
-fn run<T: Real>(call: &mut Call<'_>, kind: Kind) -> Result<Vec<Item>> {
+fn run<T: Real>(call: &mut Call<'_>, kind: Kind, requantize: Option<fn(&mut [T])>) -> Result<Vec<Item>> {
     let batch_first = call.flag("layout", false);
     let directions = n_directions(call.attrs)?;
     let mut x = call.take(0)?;
@@ -182,7 +197,7 @@ fn run<T: Real>(call: &mut Call<'_>, kind: Kind) -> Result<Vec<Item>> {
             y_step: directions * n_state,
         };
         let peephole = peepholes.map(|p| &p[d * 3 * hidden..(d + 1) * 3 * hidden]);
-        let run = step::Run { cell, weights: w, lengths: &lengths, time: s.time, batch: s.batch, threads: call.threads };
+        let run = step::Run { cell, weights: w, lengths: &lengths, time: s.time, batch: s.batch, threads: call.threads, requantize };
         run.all(x, peephole, &mut state);
     }
     let mut y = Tensor::new(&[s.time, directions, s.batch, hidden], y)?;

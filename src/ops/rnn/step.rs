@@ -24,6 +24,8 @@ pub(super) struct Run<'a, T: Real> {
     pub time: usize,
     pub batch: usize,
     pub threads: usize,
+    /// Rounds the state before its products, as a quantized layer does.
+    pub requantize: Option<fn(&mut [T])>,
 }
 
 impl<T: Real> Run<'_, T> {
@@ -37,7 +39,13 @@ impl<T: Real> Run<'_, T> {
         let mut hr = vec![T::zero(); self.batch * recurrent];
         let mut scratch = Scratch { gate: vec![T::zero(); self.batch * hidden], product: vec![T::zero(); self.batch * hidden] };
         for s in 0..self.time {
-            T::product(self.threads, self.batch, state.h, &w.r, None, &mut hr);
+            if let Some(round) = self.requantize {
+                scratch.product.copy_from_slice(state.h);
+                round(&mut scratch.product);
+                T::product(self.threads, self.batch, &scratch.product, &w.r, None, &mut hr);
+            } else {
+                T::product(self.threads, self.batch, state.h, &w.r, None, &mut hr);
+            }
             // GRU: the product that its last gate needs comes before or after the reset gate.
             if w.kind == Kind::Gru {
                 self.gru_gates(s, &mut xw, &hr, state, &mut scratch);

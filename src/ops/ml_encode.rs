@@ -61,12 +61,7 @@ fn keys(t: &Tensor) -> Result<Vec<Key>> {
 /// The values that `x` maps to: those at the places of equal keys, else the default.
 fn look_up(x: &Tensor, from: &Tensor, to: &Tensor, default: &Tensor) -> Result<Tensor> {
     ensure!(from.len() == to.len(), "{} keys have {} values", from.len(), to.len());
-    ensure!(
-        x.dtype() == from.dtype(),
-        "input 0 (X) has type {}, but the keys have type {}",
-        x.dtype(),
-        from.dtype()
-    );
+    ensure!(x.dtype() == from.dtype(), "input 0 (X) has type {}, but the keys have type {}", x.dtype(), from.dtype());
     let places: BTreeMap<Key, i64> = keys(from)?.into_iter().zip(0..).collect();
     let n = to.len() as i64;
     let indices: Vec<i64> = keys(x)?.iter().map(|k| places.get(k).copied().unwrap_or(n)).collect();
@@ -128,7 +123,8 @@ fn flip(call: &Call<'_>, texts: Vec<String>, ints: Vec<i64>, default: &'static s
 }
 
 fn encode_1(call: &mut Call<'_>) -> Result<Vec<Item>> {
-    let texts = strings(call.attrs, "classes_strings").ok_or_else(|| anyhow!("attribute \"classes_strings\" is missing"))?;
+    let texts =
+        strings(call.attrs, "classes_strings").ok_or_else(|| anyhow!("attribute \"classes_strings\" is missing"))?;
     let ints = (0..texts.len() as i64).collect();
     flip(call, texts, ints, "_Unused")
 }
@@ -158,7 +154,9 @@ fn one_hot(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let x = call.input(0)?;
     let x = match (x.dtype(), cats.dtype()) {
         (a, b) if a == b => x.clone(),
-        (DType::Str, _) | (_, DType::Str) => bail!("input 0 (X) has type {}, but the categories {}", x.dtype(), cats.dtype()),
+        (DType::Str, _) | (_, DType::Str) => {
+            bail!("input 0 (X) has type {}, but the categories {}", x.dtype(), cats.dtype())
+        }
         (_, b) => cast::cast(x, b, true).context("input 0 (X)")?,
     };
     let places: BTreeMap<Key, usize> = keys(&cats)?.into_iter().zip(0..).collect();

@@ -130,15 +130,16 @@ fn vectorize(call: &mut Call<'_>) -> Result<Vec<Item>> {
 }
 
 fn impute(call: &mut Call<'_>) -> Result<Vec<Item>> {
-    let (values, replaced): (Vec<f64>, f64) = match (call.attrs.floats("imputed_value_floats"), call.attrs.ints("imputed_value_int64s")) {
-        (Some(v), _) if !v.is_empty() => {
-            (v.iter().map(|&x| x.into()).collect(), call.float("replaced_value_float", 0.0).into())
-        }
-        (_, Some(v)) if !v.is_empty() => {
-            (v.iter().map(|&x| x as f64).collect(), call.int("replaced_value_int64", 0) as f64)
-        }
-        _ => bail!("neither imputed_value_floats nor imputed_value_int64s is given"),
-    };
+    let (values, replaced): (Vec<f64>, f64) =
+        match (call.attrs.floats("imputed_value_floats"), call.attrs.ints("imputed_value_int64s")) {
+            (Some(v), _) if !v.is_empty() => {
+                (v.iter().map(|&x| x.into()).collect(), call.float("replaced_value_float", 0.0).into())
+            }
+            (_, Some(v)) if !v.is_empty() => {
+                (v.iter().map(|&x| x as f64).collect(), call.int("replaced_value_int64", 0) as f64)
+            }
+            _ => bail!("neither imputed_value_floats nor imputed_value_int64s is given"),
+        };
     let x = call.input(0)?;
     let f = x.shape().last().copied().unwrap_or(1);
     ensure!(values.len() == 1 || values.len() == f, "{} imputed values for {f} features", values.len());
@@ -194,7 +195,10 @@ mod tests {
         let x = || Tensor::of(&[2, 2], vec![1.0f32, -3.0, 0.0, 4.0]);
         let case = |op: &str| Case::new(op, 1).domain("ai.onnx.ml").input(x());
         let y = |v: &[f32]| [Tensor::of(&[2, 2], v.to_vec())];
-        case("Scaler").attr("offset", vec![1.0f32, 0.0]).attr("scale", vec![2.0f32]).expect(&y(&[0.0, -6.0, -2.0, 8.0]));
+        case("Scaler")
+            .attr("offset", vec![1.0f32, 0.0])
+            .attr("scale", vec![2.0f32])
+            .expect(&y(&[0.0, -6.0, -2.0, 8.0]));
         case("Scaler").attr("offset", vec![1.0f32; 3]).fails("3 entries for 2 features");
         case("Binarizer").attr("threshold", 0.5).expect(&y(&[1.0, 0.0, 0.0, 1.0]));
         case("Normalizer").attr("norm", "L1").expect(&y(&[0.25, -0.75, 0.0, 1.0]));
@@ -208,9 +212,7 @@ mod tests {
             .input(Tensor::of(&[2, 1], vec![5i64, 6]))
             .attr("inputdimensions", vec![1i64, 2])
             .expect(&[Tensor::of(&[2, 3], vec![1.0f32, 5.0, 0.0, 0.0, 6.0, 0.0])]);
-        case("ArrayFeatureExtractor")
-            .input(Tensor::of(&[1, 2], vec![1i64, 1]))
-            .expect(&y(&[-3.0, -3.0, 4.0, 4.0]));
+        case("ArrayFeatureExtractor").input(Tensor::of(&[1, 2], vec![1i64, 1])).expect(&y(&[-3.0, -3.0, 4.0, 4.0]));
         case("ArrayFeatureExtractor").input(Tensor::vector(vec![2i64])).fails("index 2 is out of range");
         Case::new("ArrayFeatureExtractor", 1)
             .domain("ai.onnx.ml")

@@ -10,7 +10,9 @@
 //! Quantized: stays float; there is no integer form of it.
 //! Errors: lists that do not fit each other; an unknown kernel.
 
-use super::post_transform::{Labels, PostTransform, arg_max, both_classes, classified, features, logistic, rows, scores};
+use super::post_transform::{
+    Labels, PostTransform, arg_max, both_classes, classified, features, logistic, rows, scores,
+};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Context, Result, anyhow, bail, ensure};
 use crate::ir::Dim;
@@ -145,9 +147,9 @@ fn couple(k: usize, r: &[f64]) -> Vec<f64> {
             let d = (pqp - qp[t]) / q[t * k + t];
             p[t] += d;
             pqp = (pqp + d * (d * q[t * k + t] + 2.0 * qp[t])) / (1.0 + d) / (1.0 + d);
-            for j in 0..k {
-                qp[j] = (qp[j] + d * q[t * k + j]) / (1.0 + d);
-                p[j] /= 1.0 + d;
+            for (j, (qp, p)) in qp.iter_mut().zip(&mut p).enumerate() {
+                *qp = (*qp + d * q[t * k + j]) / (1.0 + d);
+                *p /= 1.0 + d;
             }
         }
     }
@@ -182,12 +184,15 @@ impl Classifier {
             per_class,
         };
         let pairs = n_classes * (n_classes - 1) / 2;
-        let bad = |what: &str, n: usize, expected: usize| anyhow!("attribute \"{what}\" has {n} entries, expected {expected}");
+        let bad = |what: &str, n: usize, expected: usize| {
+            anyhow!("attribute \"{what}\" has {n} entries, expected {expected}")
+        };
         if total > 0 {
+            ensure!(features > 0, "input 0 (X) has no features");
             let per = total.checked_mul(features).context("too many support vectors")?;
             ensure!(c.per_class.len() == n_classes, bad("vectors_per_class", c.per_class.len(), n_classes));
             ensure!(c.vectors.len() == per, bad("support_vectors", c.vectors.len(), per));
-            let expected = total * (n_classes - 1);
+            let expected = total.saturating_mul(n_classes - 1);
             ensure!(c.coefficients.len() == expected, bad("coefficients", c.coefficients.len(), expected));
             ensure!(c.rho.len() >= pairs, bad("rho", c.rho.len(), pairs));
         } else {
@@ -209,7 +214,8 @@ impl Classifier {
 
     /// Votes for each class, and the scores of the pairs.
     fn pairs(&self, x: &[f64]) -> (Vec<f64>, Vec<f64>) {
-        let kernels: Vec<f64> = self.vectors.chunks_exact(self.features.max(1)).map(|v| self.kernel.apply(x, v)).collect();
+        let kernels: Vec<f64> =
+            self.vectors.chunks_exact(self.features.max(1)).map(|v| self.kernel.apply(x, v)).collect();
         let total = kernels.len();
         let starts: Vec<usize> = self
             .per_class

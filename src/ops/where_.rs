@@ -57,12 +57,7 @@ fn condition(ctx: &InferCtx<'_>) -> Option<Vec<Dim>> {
 
 fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let (c, x, y) = (call.take(0)?, call.take(1)?, call.take(2)?);
-    ensure!(
-        x.dtype() == y.dtype(),
-        "input 2 has element type {}, expected {} as input 1",
-        y.dtype(),
-        x.dtype()
-    );
+    ensure!(x.dtype() == y.dtype(), "input 2 has element type {}, expected {} as input 1", y.dtype(), x.dtype());
     let shape = broadcast_all([c.shape(), x.shape(), y.shape()])?;
     let out = with_data!(x.data(), T, _b => choose::<T>(&shape, &c, x, y)?);
     Ok(out.into())
@@ -117,7 +112,11 @@ mod tests {
         Case::new("Where", 16).input(c.clone()).input(y).input(full()).expect(&[expected]);
         let s = |s: &str| Tensor::scalar(s.to_owned());
         Case::new("Where", 16).input(Tensor::scalar(false)).input(s("a")).input(s("b")).expect(&[s("b")]);
-        Case::new("Where", 16).input(c).input(s("a")).input(Tensor::scalar(1i64)).fails("input 2 has element type int64");
+        Case::new("Where", 16)
+            .input(c)
+            .input(s("a"))
+            .input(Tensor::scalar(1i64))
+            .fails("input 2 has element type int64");
         Case::new("Where", 16).input(s("a")).input(s("a")).input(s("a")).fails("expected bool");
     }
 }

@@ -123,7 +123,11 @@ impl Real for f64 {
             Some(init) if n > 0 => c.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(init)),
             _ => c.fill(0.0),
         }
-        let views = (ArrayView2::from_shape((m, k), a), ArrayView2::from_shape((k, n), b), ArrayViewMut2::from_shape((m, n), c));
+        let views = (
+            ArrayView2::from_shape((m, k), a),
+            ArrayView2::from_shape((k, n), b),
+            ArrayViewMut2::from_shape((m, n), c),
+        );
         if let (Ok(a), Ok(b), Ok(mut c)) = views {
             general_mat_mul(1.0, &a, &b, 1.0, &mut c);
         }

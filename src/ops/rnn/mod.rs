@@ -71,10 +71,7 @@ fn infer_with(ctx: &mut InferCtx<'_>, of_weight: Option<Dim>) -> Result<()> {
     };
     let dtype = ctx.dtype(0);
     let (y, state) = if batch_first {
-        (
-            vec![batch.clone(), time, directions.clone(), hidden.clone()],
-            vec![batch, directions, hidden],
-        )
+        (vec![batch.clone(), time, directions.clone(), hidden.clone()], vec![batch, directions, hidden])
     } else {
         (vec![time, directions.clone(), batch.clone(), hidden.clone()], vec![directions, batch, hidden])
     };
@@ -177,13 +174,13 @@ fn run<T: Real>(call: &mut Call<'_>, kind: Kind, requantize: Option<fn(&mut [T])
     let cells = cell::directions::<T>(call.attrs, kind, directions)?;
     let n_state = s.batch * hidden;
     let made;
-    let weights: &[Weights<T>] = if call.is_constant(1) && call.is_constant(2) && (call.is_constant(3) || call.optional(3)?.is_none())
-    {
-        call.shared(|| pack::<T>(call, kind, &s))?
-    } else {
-        made = pack::<T>(call, kind, &s)?;
-        &made
-    };
+    let weights: &[Weights<T>] =
+        if call.is_constant(1) && call.is_constant(2) && (call.is_constant(3) || call.optional(3)?.is_none()) {
+            call.shared(|| pack::<T>(call, kind, &s))?
+        } else {
+            made = pack::<T>(call, kind, &s)?;
+            &made
+        };
     let peepholes = call.optional(7)?.map(|p| p.slice::<T>()).transpose()?;
     let mut y = vec![T::zero(); s.time * directions * n_state];
     let x = x.slice::<T>()?;
@@ -197,7 +194,15 @@ fn run<T: Real>(call: &mut Call<'_>, kind: Kind, requantize: Option<fn(&mut [T])
             y_step: directions * n_state,
         };
         let peephole = peepholes.map(|p| &p[d * 3 * hidden..(d + 1) * 3 * hidden]);
-        let run = step::Run { cell, weights: w, lengths: &lengths, time: s.time, batch: s.batch, threads: call.threads, requantize };
+        let run = step::Run {
+            cell,
+            weights: w,
+            lengths: &lengths,
+            time: s.time,
+            batch: s.batch,
+            threads: call.threads,
+            requantize,
+        };
         run.all(x, peephole, &mut state);
     }
     let mut y = Tensor::new(&[s.time, directions, s.batch, hidden], y)?;
@@ -217,7 +222,8 @@ fn run<T: Real>(call: &mut Call<'_>, kind: Kind, requantize: Option<fn(&mut [T])
 
 fn pack<T: Real>(call: &Call<'_>, kind: Kind, s: &Sizes) -> Result<Vec<Weights<T>>> {
     let gates = kind.n_gates() * s.hidden;
-    let (w, r) = (call.input(1)?.slice::<T>().context("input 1 (W)")?, call.input(2)?.slice::<T>().context("input 2 (R)")?);
+    let (w, r) =
+        (call.input(1)?.slice::<T>().context("input 1 (W)")?, call.input(2)?.slice::<T>().context("input 2 (R)")?);
     let b = call.optional(3)?.map(|b| b.slice::<T>().context("input 3 (B)")).transpose()?;
     let lbr = call.flag("linear_before_reset", false);
     Ok((0..s.directions)

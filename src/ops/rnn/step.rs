@@ -37,7 +37,8 @@ impl<T: Real> Run<'_, T> {
         T::product(self.threads, self.time * self.batch, x, &w.w, w.bias.as_deref(), &mut xw);
         let recurrent = if w.kind == Kind::Gru { 2 * hidden } else { gates };
         let mut hr = vec![T::zero(); self.batch * recurrent];
-        let mut scratch = Scratch { gate: vec![T::zero(); self.batch * hidden], product: vec![T::zero(); self.batch * hidden] };
+        let mut scratch =
+            Scratch { gate: vec![T::zero(); self.batch * hidden], product: vec![T::zero(); self.batch * hidden] };
         for s in 0..self.time {
             if let Some(round) = self.requantize {
                 scratch.product.copy_from_slice(state.h);

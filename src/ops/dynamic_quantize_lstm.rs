@@ -18,7 +18,7 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     name: "DynamicQuantizeLSTM",
     domain: OpDomain::Microsoft,
     since: 1,
-    inputs: Arity::range(12, 12),
+    inputs: Arity::range(3, 12),
     outputs: Arity::range(0, 3),
     is_pure: true,
     infer,

@@ -147,9 +147,9 @@ fn couple(k: usize, r: &[f64]) -> Vec<f64> {
             let d = (pqp - qp[t]) / q[t * k + t];
             p[t] += d;
             pqp = (pqp + d * (d * q[t * k + t] + 2.0 * qp[t])) / (1.0 + d) / (1.0 + d);
-            for j in 0..k {
-                qp[j] = (qp[j] + d * q[t * k + j]) / (1.0 + d);
-                p[j] /= 1.0 + d;
+            for (j, (qp, p)) in qp.iter_mut().zip(&mut p).enumerate() {
+                *qp = (*qp + d * q[t * k + j]) / (1.0 + d);
+                *p /= 1.0 + d;
             }
         }
     }
@@ -188,10 +188,11 @@ impl Classifier {
             anyhow!("attribute \"{what}\" has {n} entries, expected {expected}")
         };
         if total > 0 {
+            ensure!(features > 0, "input 0 (X) has no features");
             let per = total.checked_mul(features).context("too many support vectors")?;
             ensure!(c.per_class.len() == n_classes, bad("vectors_per_class", c.per_class.len(), n_classes));
             ensure!(c.vectors.len() == per, bad("support_vectors", c.vectors.len(), per));
-            let expected = total * (n_classes - 1);
+            let expected = total.saturating_mul(n_classes - 1);
             ensure!(c.coefficients.len() == expected, bad("coefficients", c.coefficients.len(), expected));
             ensure!(c.rho.len() >= pairs, bad("rho", c.rho.len(), pairs));
         } else {

@@ -197,13 +197,13 @@ fn forest_5(attrs: &Attrs, n_targets: usize) -> Result<Forest> {
     let (yes_leaf, no_leaf) = (list("nodes_trueleafs")?, list("nodes_falseleafs")?);
     let missing = attrs.ints("nodes_missing_value_tracks_true").unwrap_or_default();
     let members = numbers(attrs, "membership_values")?.unwrap_or_default();
-    let mut sets = members.split(|v| v.is_nan());
+    // Splitting nothing would give one empty set.
+    let mut sets = if members.is_empty() { None } else { Some(members.split(|v| v.is_nan())) }.into_iter().flatten();
     let mut nodes = Vec::with_capacity(n + weights.len());
     // Leaves stand behind the inner nodes.
     let place =
         |id: i64, is_leaf: i64, what: &str| Ok::<_, anyhow::Error>(index(id, what)? + if is_leaf != 0 { n } else { 0 });
-    for i in 0..n {
-        let t = splits[i];
+    for (i, &t) in splits.iter().enumerate() {
         let rule = match modes[i] {
             0 => Rule::Leq(t),
             1 => Rule::Lt(t),
@@ -255,19 +255,18 @@ fn forest_1(attrs: &Attrs, prefix: &str, n_targets: usize) -> Result<Forest> {
         same_length(len, &name(part), vote_trees.len())?;
     }
     let mut votes: BTreeMap<usize, Vec<(usize, f64)>> = BTreeMap::new();
-    for i in 0..weights.len() {
+    for (i, &weight) in weights.iter().enumerate() {
         let key = (vote_trees[i], vote_nodes[i]);
         let at = place
             .get(&key)
             .with_context(|| format!("a vote belongs to node {} of tree {}, which is not there", key.1, key.0))?;
-        votes.entry(*at).or_default().push((index(targets[i], &name("ids"))?, weights[i]));
+        votes.entry(*at).or_default().push((index(targets[i], &name("ids"))?, weight));
     }
     let child = |tree: i64, id: i64| {
         place.get(&(tree, id)).copied().with_context(|| format!("node {id} of tree {tree} is not there"))
     };
     let mut nodes = Vec::with_capacity(n);
-    for i in 0..n {
-        let t = values[i];
+    for (i, &t) in values.iter().enumerate() {
         let rule = match modes[i].as_str() {
             "LEAF" => {
                 nodes.push(Node::Leaf(votes.remove(&i).unwrap_or_default()));

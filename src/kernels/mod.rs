@@ -48,6 +48,7 @@ macro_rules! multiversion {
 
 pub mod conv;
 pub mod conv_transpose;
+mod depthwise;
 pub mod gemm;
 pub mod math;
 pub mod micro;
@@ -56,12 +57,6 @@ pub mod pool;
 pub mod rows;
 pub mod simd;
 mod split;
-
-/// A buffer of `n` elements with any contents, for kernels that write every element.
-#[must_use]
-pub fn buffer(n: usize) -> Vec<f32> {
-    vec![0.0; n]
-}
 
 /// Sets of instructions that loops are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

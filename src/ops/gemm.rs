@@ -11,10 +11,10 @@ use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule, WeightAxis}
 use crate::error::{Result, bail, ensure};
 use crate::ir::Dim;
 use crate::kernels::gemm::{Init, PackedB, gemm};
-use crate::kernels::{buffer, plain};
+use crate::kernels::plain;
 use crate::tensor::broadcast::{broadcast, for_each_row};
 use crate::tensor::cast::Number;
-use crate::tensor::{DType, Data, Element, Tensor};
+use crate::tensor::{DType, Data, Element, Tensor, buffer};
 
 const fn def(since: i64, min_inputs: usize) -> OpDef {
     OpDef {

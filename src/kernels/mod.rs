@@ -50,6 +50,7 @@ pub mod conv;
 pub mod conv_transpose;
 mod depthwise;
 pub mod gemm;
+pub mod integer;
 pub mod math;
 pub mod micro;
 pub mod plain;

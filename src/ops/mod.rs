@@ -12,6 +12,7 @@ mod call;
 mod elementwise;
 mod floats;
 mod infer_ctx;
+mod integers;
 pub mod quant_rule;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -158,6 +159,7 @@ ops! {
     loop_
     loss
     mat_mul
+    mat_mul_integer
     max_pool
     mean_variance_normalization
     multi_head_attention
@@ -166,6 +168,8 @@ ops! {
     one_hot
     optional
     pad
+    q_linear_conv
+    q_linear_mat_mul
     qlinear
     quantize_linear
     random

@@ -124,8 +124,10 @@ ops! {
     binary
     bitwise
     cast_
+    causal_conv_with_state
     center_crop_pad
     clip
+    col2_im
     compare
     compress
     concat
@@ -134,6 +136,7 @@ ops! {
     conv
     conv_transpose
     cumulative
+    deform_conv
     depth_to_space
     det
     dynamic_quantize_linear
@@ -143,6 +146,7 @@ ops! {
     eye_like
     flatten
     fourier
+    fused
     gather
     gather_elements
     gather_nd
@@ -158,11 +162,17 @@ ops! {
     logic
     loop_
     loss
+    lp_pool
+    lrn
     mat_mul
     mat_mul_integer
+    mat_mul_n_bits
     max_pool
+    max_roi_pool
+    max_unpool
     mean_variance_normalization
     multi_head_attention
+    nhwc_max_pool
     non_max_suppression
     non_zero
     one_hot

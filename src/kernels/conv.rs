@@ -7,7 +7,8 @@
 //! of size 1 with stride 1 reads the input itself.
 
 use super::micro::{Operands, Rows, Start, Tile};
-use super::{Slots, for_each};
+use super::{Slots, depthwise, for_each};
+use crate::tensor::{buffer, keep};
 
 /// Bytes of filters that stay in the second cache level while all columns pass by.
 const FILTER_BLOCK: usize = 384 << 10;
@@ -51,7 +52,9 @@ pub struct Filters {
     k: usize,
     per_group: usize,
     panels: Vec<(usize, usize)>,
+    /// Panels, or, when there is one channel a group, the filters as they come.
     data: Vec<f32>,
+    depthwise: bool,
 }
 
 impl Filters {
@@ -61,6 +64,11 @@ impl Filters {
     /// The slice has another length.
     #[must_use]
     pub fn new(w: &[f32], g: &Geometry) -> Self {
+        if g.channels == g.groups && g.filters / g.groups < 4 {
+            assert_eq!(w.len(), g.filters * g.k(), "length of the filters");
+            let (k, per_group) = (g.k(), g.filters / g.groups);
+            return Filters { k, per_group, panels: Vec::new(), data: w.to_vec(), depthwise: true };
+        }
         Self::of_matrix(w, g.groups, g.filters / g.groups, g.k())
     }
 
@@ -84,16 +92,16 @@ impl Filters {
                 }
             }
         }
-        Filters { k, per_group, panels, data }
+        Filters { k, per_group, panels, data, depthwise: false }
     }
 }
 
 /// Where the taps of a convolution lie in the padded buffer.
-struct Layout {
+pub(super) struct Layout {
     /// Whether the input is read as it is.
     direct: bool,
     /// For each `k`, its offset.
-    offsets: Vec<u32>,
+    pub(super) offsets: Vec<u32>,
     /// For each spatial dimension, the phases of the stride that some tap reads.
     phases: Vec<Vec<usize>>,
     /// Elements of a row, of a plane … of one phase, innermost last.
@@ -105,17 +113,18 @@ struct Layout {
     /// Elements of one channel.
     channel_size: usize,
     /// Elements of the padded buffer.
-    size: usize,
+    pub(super) size: usize,
     /// Starts of planes (dimensions before the last two) in the buffer.
-    planes: Vec<usize>,
+    pub(super) planes: Vec<usize>,
     /// Rows of output in a plane and their length.
-    grid: (usize, usize),
+    pub(super) grid: (usize, usize),
     /// Distance of the grid's rows.
-    grid_pitch: usize,
+    pub(super) grid_pitch: usize,
 }
 
 impl Layout {
-    fn new(g: &Geometry, columns: usize) -> Self {
+    /// The layout for tiles that read `columns` columns at once.
+    pub(super) fn new(g: &Geometry, columns: usize) -> Self {
         let rank = g.input.len();
         let per_group = g.channels / g.groups;
         let direct = g.kernel.iter().all(|&k| k == 1)
@@ -196,12 +205,12 @@ impl Layout {
     }
 
     /// Columns of the grid of one plane.
-    fn grid_size(&self) -> usize {
+    pub(super) fn grid_size(&self) -> usize {
         (self.grid.0 - 1) * self.grid_pitch + self.grid.1
     }
 
     /// Writes one channel of the padded buffer.
-    fn pad(&self, g: &Geometry, x: &[f32], to: &mut [f32]) {
+    pub(super) fn pad(&self, g: &Geometry, x: &[f32], padding: f32, to: &mut [f32]) {
         let rank = g.input.len();
         let last = rank - 1;
         let n_phases: Vec<usize> = self.phases.iter().map(Vec::len).collect();
@@ -215,40 +224,50 @@ impl Layout {
                 for d in 0..last {
                     let i = row[d] * g.stride[d] + phase[d];
                     if i < g.begin[d] || i - g.begin[d] >= g.input[d] {
-                        to.fill(0.0);
+                        to.fill(padding);
                         return;
                     }
                     from = from * g.input[d] + i - g.begin[d];
                 }
                 let n = g.input[last];
-                copy_row(&x[from * n..(from + 1) * n], g.begin[last], phase[last], g.stride[last], to);
+                copy_row(&x[from * n..(from + 1) * n], g.begin[last], phase[last], g.stride[last], padding, to);
             });
             phase_at += self.phase_size;
         });
     }
 }
 
-/// `to[j] = row[j * stride + phase - begin]`, 0 outside the row.
-fn copy_row(row: &[f32], begin: usize, phase: usize, stride: usize, to: &mut [f32]) {
+/// `to[j] = row[j * stride + phase - begin]`, `padding` outside the row.
+fn copy_row(row: &[f32], begin: usize, phase: usize, stride: usize, padding: f32, to: &mut [f32]) {
     let first = begin.saturating_sub(phase).div_ceil(stride).min(to.len());
     let (zeros, to) = to.split_at_mut(first);
-    zeros.fill(0.0);
+    zeros.fill(padding);
     let start = (first * stride + phase).saturating_sub(begin);
     let n = row.len().saturating_sub(start).div_ceil(stride).min(to.len());
     let (to, zeros) = to.split_at_mut(n);
-    zeros.fill(0.0);
+    zeros.fill(padding);
     match stride {
         _ if n == 0 => {}
         1 => to.copy_from_slice(&row[start..start + n]),
-        2 => {
-            for (to, pair) in to.iter_mut().zip(row[start..].chunks(2)) {
-                *to = pair[0];
-            }
-        }
+        2 => every_second(&row[start..], to),
         s => {
             for (to, x) in to.iter_mut().zip(row[start..].iter().step_by(s)) {
                 *to = *x;
             }
+        }
+    }
+}
+
+multiversion! {
+    /// `to[j] = from[2 * j]`.
+    fn every_second(from: &[f32], to: &mut [f32]) {
+        let (pairs, rest) = from.as_chunks::<2>();
+        let n = pairs.len().min(to.len());
+        for (to, pair) in to[..n].iter_mut().zip(&pairs[..n]) {
+            *to = pair[0];
+        }
+        if let (Some(to), Some(&x)) = (to.get_mut(n), rest.first()) {
+            *to = x;
         }
     }
 }
@@ -297,9 +316,16 @@ pub fn conv(threads: usize, g: &Geometry, x: &[f32], w: &Filters, bias: Option<&
         }
         return;
     }
+    if w.depthwise {
+        depthwise::conv(threads, g, x, &w.data, bias, y);
+        return;
+    }
     let layout = Layout::new(g, tile.columns);
     let per_group = g.channels / g.groups;
-    let mut padded = vec![0.0f32; if layout.direct { 0 } else { layout.size }];
+    let mut padded = buffer(if layout.direct { 0 } else { layout.size });
+    // What the tiles read beyond the last channel.
+    let end = padded.len().min(per_group * layout.channel_size);
+    padded[end..].fill(0.0);
     let out = Slots::new(y);
     for n in 0..g.batch {
         for group in 0..g.groups {
@@ -310,7 +336,7 @@ pub fn conv(threads: usize, g: &Geometry, x: &[f32], w: &Filters, bias: Option<&
                 for_each(threads, per_group, |c| {
                     // SAFETY: each channel is written by one task.
                     let to = unsafe { slots.part(c * layout.channel_size, layout.channel_size) };
-                    layout.pad(g, &x[c * in_size..(c + 1) * in_size], to);
+                    layout.pad(g, &x[c * in_size..(c + 1) * in_size], 0.0, to);
                 });
             }
             let job = Job {
@@ -328,6 +354,7 @@ pub fn conv(threads: usize, g: &Geometry, x: &[f32], w: &Filters, bias: Option<&
             job.run(threads);
         }
     }
+    keep(padded);
 }
 
 /// One image and group.
@@ -473,7 +500,7 @@ mod tests {
     fn convolutions_of_all_kinds_are_right_on_any_number_of_threads() {
         // channels, filters, groups, then for each dimension: input, kernel, stride, dilation, begin, end.
         type Dims = &'static [[usize; 6]];
-        let cases: [(usize, usize, usize, Dims); 14] = [
+        let cases: [(usize, usize, usize, Dims); 20] = [
             (3, 5, 1, &[[9, 3, 1, 1, 1, 1], [11, 3, 1, 1, 1, 1]]),
             (3, 5, 1, &[[9, 3, 2, 1, 1, 0], [11, 3, 2, 1, 0, 1]]),
             (2, 13, 1, &[[20, 1, 1, 1, 0, 0], [21, 1, 1, 1, 0, 0]]),
@@ -486,6 +513,12 @@ mod tests {
             (2, 3, 1, &[[5, 3, 1, 1, 1, 1], [6, 2, 2, 1, 1, 0], [7, 3, 1, 2, 2, 2]]),
             (2, 3, 1, &[[5, 1, 1, 1, 1, 1], [6, 1, 1, 1, 2, 2]]),
             (1, 1, 1, &[[1, 3, 1, 1, 1, 1], [1, 3, 1, 1, 1, 1]]),
+            (8, 8, 8, &[[14, 5, 1, 1, 2, 2], [14, 5, 1, 1, 2, 2]]),
+            (4, 8, 4, &[[15, 3, 2, 1, 1, 1], [37, 3, 2, 1, 1, 1]]),
+            (4, 4, 4, &[[15, 3, 1, 2, 2, 2], [37, 4, 1, 2, 3, 1]]),
+            (4, 4, 4, &[[15, 7, 3, 1, 2, 2], [37, 4, 3, 1, 3, 1]]),
+            (4, 4, 4, &[[37, 4, 2, 1, 3, 1]]),
+            (2, 2, 2, &[[3, 3, 1, 1, 1, 1], [4, 2, 1, 1, 0, 1], [37, 3, 1, 1, 1, 1]]),
             (3, 2, 1, &[[6, 2, 4, 1, 0, 0], [6, 2, 3, 1, 0, 0]]),
             (2, 2, 1, &[[3, 3, 1, 1, 5, 5], [3, 3, 1, 1, 5, 5]]),
         ];

@@ -48,7 +48,9 @@ macro_rules! multiversion {
 
 pub mod conv;
 pub mod conv_transpose;
+mod depthwise;
 pub mod gemm;
+pub mod integer;
 pub mod math;
 pub mod micro;
 pub mod plain;
@@ -56,12 +58,6 @@ pub mod pool;
 pub mod rows;
 pub mod simd;
 mod split;
-
-/// A buffer of `n` elements with any contents, for kernels that write every element.
-#[must_use]
-pub fn buffer(n: usize) -> Vec<f32> {
-    vec![0.0; n]
-}
 
 /// Sets of instructions that loops are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,8 +1,9 @@
 //! Pooling: a window's maximum or sum, one row of output at a time so that the compiler vectorises over columns.
 
-use super::conv::for_each_index;
+use super::conv::{Geometry, for_each_index};
+use super::depthwise::Fold;
 use super::plain::valid;
-use super::{Slots, for_each};
+use super::{Slots, depthwise, for_each};
 
 /// Sizes of a pool; spatial dimensions only.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,6 +129,39 @@ fn channel<T: Number>(p: &Pool, x: &[T], y: &mut [T], first: T, f: impl Fn(T, T)
     });
 }
 
+impl Pool {
+    fn geometry(&self) -> Geometry {
+        Geometry {
+            batch: 1,
+            channels: 1,
+            filters: 1,
+            groups: 1,
+            input: self.input.clone(),
+            output: self.output.clone(),
+            kernel: self.kernel.clone(),
+            stride: self.stride.clone(),
+            dilation: self.dilation.clone(),
+            begin: self.begin.clone(),
+        }
+    }
+}
+
+/// The largest element of every window, channel after channel; NaNs are ignored.
+///
+/// # Panics
+/// A slice has not the length that the sizes say.
+pub fn max(threads: usize, p: &Pool, x: &[f32], y: &mut [f32]) {
+    depthwise::pool(threads, &p.geometry(), Fold::Max, x, y);
+}
+
+/// The sum of every window, channel after channel.
+///
+/// # Panics
+/// A slice has not the length that the sizes say.
+pub fn sums(threads: usize, p: &Pool, x: &[f32], y: &mut [f32]) {
+    depthwise::pool(threads, &p.geometry(), Fold::Sum, x, y);
+}
+
 /// For each window of one channel, its first largest element's place in the channel, row-major; `None` for a window
 /// without elements.
 #[must_use]
@@ -151,6 +185,15 @@ pub fn places_of_maxima<T: Number>(p: &Pool, x: &[T]) -> Vec<Option<usize>> {
         }
     });
     places
+}
+
+multiversion! {
+    /// Divides every channel, of as many elements as there are divisors, element by element.
+    pub fn divide(divisors: &[f32], y: &mut [f32]) {
+        for y in y.chunks_exact_mut(divisors.len().max(1)) {
+            y.iter_mut().zip(divisors).for_each(|(y, n)| *y /= n);
+        }
+    }
 }
 
 /// The sum, in 64 chains of additions whatever the processor.
@@ -189,5 +232,48 @@ multiversion! {
     /// `y = x * a + b`.
     pub fn scale_and_shift(x: &[f32], a: f32, b: f32, y: &mut [f32]) {
         y.iter_mut().zip(x).for_each(|(y, x)| *y = x * a + b);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vectorised_pools_agree_with_plain_folds() {
+        // For each dimension: input, kernel, stride, dilation, begin, end.
+        let cases: [&[[usize; 6]]; 9] = [
+            &[[14, 5, 1, 1, 2, 2], [14, 5, 1, 1, 2, 2]],
+            &[[23, 3, 2, 1, 1, 1], [70, 3, 2, 1, 1, 1]],
+            &[[8, 2, 2, 1, 0, 0], [9, 2, 2, 1, 0, 1]],
+            &[[9, 3, 1, 2, 2, 1], [40, 2, 1, 3, 1, 0]],
+            &[[9, 4, 3, 1, 2, 1], [40, 6, 3, 1, 1, 0]],
+            &[[40, 3, 2, 1, 1, 0]],
+            &[[40, 9, 1, 1, 4, 4]],
+            &[[5, 2, 1, 1, 1, 0], [6, 3, 2, 1, 1, 1], [7, 3, 1, 1, 0, 0]],
+            &[[20, 13, 1, 1, 6, 6], [20, 13, 1, 1, 6, 6]],
+        ];
+        for dims in cases {
+            let column = |j: usize| dims.iter().map(|d| d[j]).collect::<Vec<usize>>();
+            let p = Pool {
+                input: column(0),
+                output: dims.iter().map(|d| (d[0] + d[4] + d[5] - (d[1] - 1) * d[3] - 1) / d[2] + 1).collect(),
+                kernel: column(1),
+                stride: column(2),
+                dilation: column(3),
+                begin: column(4),
+                end: column(5),
+            };
+            let (i, o) = p.sizes();
+            let x: Vec<f32> = (0..3 * i).map(|i| ((i * 7) % 23) as f32 - 19.0).collect();
+            let mut expected = vec![0.0; 3 * o];
+            let mut y = vec![5.0; 3 * o];
+            fold(1, &p, &x, &mut expected, f32::NEG_INFINITY, |y, x| if x > y { x } else { y });
+            max(1, &p, &x, &mut y);
+            assert_eq!(y, expected, "max {dims:?}");
+            fold(1, &p, &x, &mut expected, 0.0, |y, x| y + x);
+            sums(2, &p, &x, &mut y);
+            assert_eq!(y, expected, "sum {dims:?}");
+        }
     }
 }

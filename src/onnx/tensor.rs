@@ -358,9 +358,9 @@ fn low_word(x: u64) -> u32 {
 }
 
 /// Shares a buffer's bytes with [`Bytes`].
-struct Shared<T>(Buf<T>);
+struct Shared<T: 'static>(Buf<T>);
 
-impl<T: bytemuck::NoUninit> AsRef<[u8]> for Shared<T> {
+impl<T: bytemuck::NoUninit + 'static> AsRef<[u8]> for Shared<T> {
     fn as_ref(&self) -> &[u8] {
         bytemuck::cast_slice(self.0.as_slice())
     }

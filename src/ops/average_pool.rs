@@ -7,12 +7,11 @@
 //! Errors: fewer than one spatial dimension; a window that does not fit.
 
 use super::floats::{FLOATS, from_f32s, same_dtype};
-use super::max_pool::{infer_dims, pool};
+use super::max_pool::{infer_dims, sizes};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, OutputRange, QuantRule, Slots};
 use crate::error::Result;
-use crate::kernels::buffer;
-use crate::kernels::pool::{Pool, fold};
-use crate::tensor::{DType, Tensor};
+use crate::kernels::pool::{divide, fold, sums};
+use crate::tensor::{DType, Tensor, buffer};
 
 pub(super) const OPS: &[OpDef] = &[OpDef {
     name: "AveragePool",
@@ -35,28 +34,23 @@ fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
 fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let x = call.input(0)?;
     let dtype = same_dtype(&[("X", Some(x))], FLOATS)?;
-    let (p, shape) = pool(call.attrs, x.shape())?;
-    let divisors = p.divisors(call.flag("count_include_pad", false));
+    let (p, shape) = sizes(call.attrs, x.shape())?;
+    // A window that lies in the padding alone has no elements, and the average 0.
+    let divisors = p.divisors(call.flag("count_include_pad", false)).into_iter().map(|n| n.max(1));
     if dtype == DType::F64 {
+        let divisors: Vec<f64> = divisors.map(|n| n as f64).collect();
         let mut y = vec![0.0f64; shape.iter().product()];
         fold(call.threads, &p, x.slice()?, &mut y, 0.0, |y, x| y + x);
-        each(&p, &mut y, &divisors, |y, n| *y /= n as f64);
+        for y in y.chunks_exact_mut(divisors.len().max(1)) {
+            y.iter_mut().zip(&divisors).for_each(|(y, n)| *y /= n);
+        }
         return Ok(Tensor::new(&shape, y)?.into());
     }
+    let divisors: Vec<f32> = divisors.map(|n| n as f32).collect();
     let mut y = buffer(shape.iter().product());
-    fold(call.threads, &p, &x.to_f32s()?, &mut y, 0.0, |y, x| y + x);
-    each(&p, &mut y, &divisors, |y, n| *y /= n as f32);
+    sums(call.threads, &p, &x.to_f32s()?, &mut y);
+    divide(&divisors, &mut y);
     Ok(from_f32s(dtype, &shape, y)?.into())
-}
-
-fn each<T>(p: &Pool, y: &mut [T], divisors: &[usize], f: impl Fn(&mut T, usize)) {
-    let (_, size) = p.sizes();
-    for y in y.chunks_exact_mut(size.max(1)) {
-        for (y, &n) in y.iter_mut().zip(divisors) {
-            // A window that lies in the padding alone has no elements, and the average 0.
-            f(y, n.max(1));
-        }
-    }
 }
 
 #[cfg(test)]

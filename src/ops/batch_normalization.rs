@@ -12,8 +12,8 @@ use super::floats::{FLOATS, from_f32s};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, bail, ensure};
 use crate::ir::Dim;
-use crate::kernels::{self, Slots, buffer, for_each};
-use crate::tensor::{DType, Tensor};
+use crate::kernels::{self, Slots, for_each};
+use crate::tensor::{DType, Tensor, buffer};
 
 const fn def(since: i64, outputs: usize) -> OpDef {
     OpDef {

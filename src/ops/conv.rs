@@ -13,8 +13,8 @@ use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule, WeightAxis}
 use crate::error::{Result, bail, ensure};
 use crate::ir::{Attrs, Dim};
 use crate::kernels::conv::{Filters, Geometry, conv};
-use crate::kernels::{buffer, plain};
-use crate::tensor::{DType, Tensor};
+use crate::kernels::plain;
+use crate::tensor::{DType, Tensor, buffer};
 
 pub(super) const OPS: &[OpDef] = &[OpDef {
     name: "Conv",

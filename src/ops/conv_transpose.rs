@@ -15,8 +15,8 @@ use crate::error::{Result, bail, ensure};
 use crate::ir::{Attrs, Dim};
 use crate::kernels::conv::{Filters, Geometry, conv};
 use crate::kernels::conv_transpose::{Scatter, scatter};
-use crate::kernels::{buffer, plain};
-use crate::tensor::{DType, Element, Tensor};
+use crate::kernels::plain;
+use crate::tensor::{DType, Element, Tensor, buffer};
 
 pub(super) const OPS: &[OpDef] = &[OpDef {
     name: "ConvTranspose",

@@ -11,10 +11,10 @@ use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule, WeightAxis}
 use crate::error::{Result, bail, ensure};
 use crate::ir::Dim;
 use crate::kernels::gemm::{Init, PackedB, gemm};
-use crate::kernels::{buffer, plain};
+use crate::kernels::plain;
 use crate::tensor::broadcast::{broadcast, for_each_row};
 use crate::tensor::cast::Number;
-use crate::tensor::{DType, Data, Element, Tensor};
+use crate::tensor::{DType, Data, Element, Tensor, buffer};
 
 const fn def(since: i64, min_inputs: usize) -> OpDef {
     OpDef {
@@ -37,7 +37,7 @@ pub(super) const OPS: &[OpDef] = &[def(1, 3), def(11, 2)];
 pub(super) const TYPES: &[DType] =
     &[DType::F32, DType::F16, DType::BF16, DType::F64, DType::I32, DType::I64, DType::U32, DType::U64];
 
-fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
+pub(super) fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let matrix = |slot: usize, name: &str, flag: &str| -> Result<(Dim, Dim)> {
         let Some(s) = ctx.shape(slot) else { return Ok((Dim::Unknown, Dim::Unknown)) };
         ensure!(s.len() == 2, "input {slot} ({name}) has rank {}, expected 2", s.len());
@@ -61,7 +61,7 @@ struct Sizes {
     trans_b: bool,
 }
 
-fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
+pub(super) fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let (a, b, c) = (call.input(0)?, call.input(1)?, call.optional(2)?);
     let dtype = same_dtype(&[("A", Some(a)), ("B", Some(b)), ("C", c)], TYPES)?;
     let (trans_a, trans_b) = (call.flag("transA", false), call.flag("transB", false));

@@ -12,10 +12,10 @@ use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule, WeightAxis}
 use crate::error::{Result, ensure};
 use crate::ir::Dim;
 use crate::kernels::gemm::{Init, PackedB, gemm, gemv};
-use crate::kernels::{Slots, buffer, for_each, plain};
+use crate::kernels::{Slots, for_each, plain};
 use crate::ops::infer_ctx::broadcast_dims;
 use crate::tensor::broadcast::{broadcast, broadcast_strides};
-use crate::tensor::{DType, Data, Element, Shape, Tensor};
+use crate::tensor::{DType, Data, Element, Shape, Tensor, buffer};
 
 pub(super) const OPS: &[OpDef] = &[OpDef {
     name: "MatMul",

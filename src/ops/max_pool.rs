@@ -12,8 +12,8 @@ use half::{bf16, f16};
 use super::window::{Window, kernel_shape};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, bail, ensure};
-use crate::kernels::pool::{Pool, fold, places_of_maxima};
-use crate::tensor::{DType, Data, Element, Tensor};
+use crate::kernels::pool::{self, Pool, fold, places_of_maxima};
+use crate::tensor::{DType, Data, Element, Tensor, buffer};
 
 pub(super) const OPS: &[OpDef] = &[
     OpDef {
@@ -64,7 +64,7 @@ pub(super) fn infer_dims(ctx: &InferCtx<'_>) -> Result<Option<Vec<crate::ir::Dim
 ///
 /// # Errors
 /// The rank does not fit the attributes; a window does not fit.
-pub(super) fn pool(attrs: &crate::ir::Attrs, x: &[usize]) -> Result<(Pool, Vec<usize>)> {
+pub(super) fn sizes(attrs: &crate::ir::Attrs, x: &[usize]) -> Result<(Pool, Vec<usize>)> {
     ensure!(x.len() >= 3, "input 0 (X) has shape {x:?}, expected at least rank 3");
     let window = Window::new(attrs, kernel_shape(attrs)?)?;
     let spans = window.spans(&x[2..])?;
@@ -84,7 +84,7 @@ pub(super) fn pool(attrs: &crate::ir::Attrs, x: &[usize]) -> Result<(Pool, Vec<u
 
 fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let x = call.input(0)?;
-    let (p, shape) = pool(call.attrs, x.shape())?;
+    let (p, shape) = sizes(call.attrs, x.shape())?;
     if call.wants(1) {
         return match x.data() {
             Data::F32(b) => with_places(call, x, &p, &shape, b.as_slice(), f32::NEG_INFINITY),
@@ -97,7 +97,11 @@ fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
         };
     }
     let y = match x.data() {
-        Data::F32(b) => maxima(call, x, &p, &shape, b.as_slice(), f32::NEG_INFINITY)?,
+        Data::F32(b) => {
+            let mut y = buffer(shape.iter().product());
+            pool::max(call.threads, &p, b.as_slice(), &mut y);
+            Tensor::new(&shape, y)?
+        }
         Data::F64(b) => maxima(call, x, &p, &shape, b.as_slice(), f64::NEG_INFINITY)?,
         Data::F16(b) => maxima(call, x, &p, &shape, b.as_slice(), f16::NEG_INFINITY)?,
         Data::BF16(b) => maxima(call, x, &p, &shape, b.as_slice(), bf16::NEG_INFINITY)?,

@@ -12,6 +12,7 @@ mod call;
 mod elementwise;
 mod floats;
 mod infer_ctx;
+mod integers;
 mod post_transform;
 pub mod quant_rule;
 #[cfg(test)]
@@ -130,8 +131,10 @@ ops! {
     binary
     bitwise
     cast_
+    causal_conv_with_state
     center_crop_pad
     clip
+    col2_im
     compare
     compress
     concat
@@ -140,6 +143,7 @@ ops! {
     conv
     conv_transpose
     cumulative
+    deform_conv
     depth_to_space
     det
     dynamic_quantize_linear
@@ -151,6 +155,7 @@ ops! {
     flatten
     flex_attention
     fourier
+    fused
     gather
     gather_block_quantized
     gather_elements
@@ -167,8 +172,14 @@ ops! {
     logic
     loop_
     loss
+    lp_pool
+    lrn
     mat_mul
+    mat_mul_integer
+    mat_mul_n_bits
     max_pool
+    max_roi_pool
+    max_unpool
     mean_variance_normalization
     ml_encode
     ml_features
@@ -176,12 +187,15 @@ ops! {
     ml_map
     ml_svm
     multi_head_attention
+    nhwc_max_pool
     non_max_suppression
     non_zero
     one_hot
     optimizers
     optional
     pad
+    q_linear_conv
+    q_linear_mat_mul
     qlinear
     quantize_linear
     random

@@ -14,6 +14,7 @@ pub mod cast;
 mod dtype;
 pub mod minifloat;
 pub mod order;
+mod recycle;
 pub mod strided;
 
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use num_complex::Complex;
 
 pub use dtype::DType;
+pub use recycle::{buffer, keep};
 
 use crate::error::{Result, anyhow, bail, ensure};
 
@@ -36,7 +38,7 @@ pub type C64 = Complex<f32>;
 pub type C128 = Complex<f64>;
 
 #[derive(Debug)]
-enum Store<T> {
+enum Store<T: 'static> {
     Owned(Vec<T>),
     /// Bytes of a mapped file, cast at each access by the function, which was chosen where `T` is plain old data.
     Mapped(Bytes, fn(&[u8]) -> &[T]),
@@ -44,7 +46,15 @@ enum Store<T> {
 
 /// A reference-counted buffer of elements; see the module documentation.
 #[derive(Debug)]
-pub struct Buf<T>(Arc<Store<T>>);
+pub struct Buf<T: 'static>(Arc<Store<T>>);
+
+impl<T> Drop for Store<T> {
+    fn drop(&mut self) {
+        if let Store::Owned(v) = self {
+            recycle::recycle(v);
+        }
+    }
+}
 
 impl<T> Clone for Buf<T> {
     fn clone(&self) -> Self {
@@ -91,8 +101,10 @@ impl<T: Clone> Buf<T> {
     #[must_use]
     pub fn into_vec(self) -> Vec<T> {
         match Arc::try_unwrap(self.0) {
-            Ok(Store::Owned(v)) => v,
-            Ok(Store::Mapped(b, cast)) => cast(&b).to_vec(),
+            Ok(mut store) => match &mut store {
+                Store::Owned(v) => std::mem::take(v),
+                Store::Mapped(b, cast) => cast(b).to_vec(),
+            },
             Err(shared) => Buf(shared).as_slice().to_vec(),
         }
     }

@@ -1,0 +1,331 @@
+//! Windows over one channel: depthwise convolution, and pools, which differ in the operation alone.
+//!
+//! With AVX-512 rows are read where they lie: masked loads give the padding, and seven rows of output share what they
+//! load. Elsewhere, and for unusual strides and ranks, a padded copy of the channel is folded tap by tap in loops that
+//! the compiler vectorises.
+
+use super::conv::{Geometry, Layout};
+use super::{Slots, for_each};
+
+/// Columns that the plain loops keep in registers.
+const COLUMNS: usize = 64;
+
+/// What a window does with its elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fold {
+    /// Multiplies with a weight and adds.
+    Weighted,
+    /// Takes the largest.
+    Max,
+    /// Adds.
+    Sum,
+}
+
+/// One channel's operands.
+struct Channel<'a> {
+    x: &'a [f32],
+    /// A weight for each tap; empty for pools.
+    w: &'a [f32],
+    start: f32,
+    y: &'a mut [f32],
+}
+
+/// A convolution in which every group has one channel of input.
+pub(super) fn conv(threads: usize, g: &Geometry, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    let (in_size, out_size) = (g.input.iter().product::<usize>(), g.output.iter().product::<usize>());
+    let (taps, per_group) = (g.k(), g.filters / g.groups);
+    let plan = Plan::new(g, Fold::Weighted);
+    let out = Slots::new(y);
+    for_each(threads, g.batch * g.filters, |i| {
+        let (n, m) = (i / g.filters, i % g.filters);
+        let from = (n * g.channels + m / per_group) * in_size;
+        plan.run(Channel {
+            x: &x[from..from + in_size],
+            w: &w[m * taps..(m + 1) * taps],
+            start: bias.map_or(0.0, |b| b[m]),
+            y: out.chunk(i, out_size),
+        });
+    });
+}
+
+/// Folds the windows of every channel: `x` is `[channels, input…]`, `y` `[channels, output…]`. Of `g`, only the
+/// spatial sizes matter.
+pub(super) fn pool(threads: usize, g: &Geometry, fold: Fold, x: &[f32], y: &mut [f32]) {
+    let (in_size, out_size) = (g.input.iter().product::<usize>(), g.output.iter().product::<usize>());
+    if out_size == 0 {
+        return;
+    }
+    let g = Geometry { batch: 1, channels: 1, filters: 1, groups: 1, ..g.clone() };
+    let plan = Plan::new(&g, fold);
+    let channels = y.len() / out_size;
+    assert_eq!(x.len(), channels * in_size, "length of the input");
+    let out = Slots::new(y);
+    for_each(threads, channels, |c| {
+        plan.run(Channel {
+            x: &x[c * in_size..(c + 1) * in_size],
+            w: &[],
+            start: plan.neutral(),
+            y: out.chunk(c, out_size),
+        });
+    });
+}
+
+/// How the channels of one convolution or pool are done.
+struct Plan<'a> {
+    g: &'a Geometry,
+    fold: Fold,
+    way: Way,
+}
+
+enum Way {
+    /// Rows where they lie; sizes are those of [`Sizes`].
+    #[cfg(target_arch = "x86_64")]
+    Direct(Sizes, x86::Rows),
+    /// A padded copy.
+    Padded(Layout),
+}
+
+/// Sizes of two spatial dimensions; of one, the rows count 1.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for processors with masked loads"))]
+struct Sizes {
+    input: [usize; 2],
+    output: [usize; 2],
+    kernel: [usize; 2],
+    stride: [usize; 2],
+    dilation: [usize; 2],
+    begin: [usize; 2],
+}
+
+impl<'a> Plan<'a> {
+    fn new(g: &'a Geometry, fold: Fold) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if g.input.len() <= 2 && super::Isa::get() == super::Isa::Avx512 {
+            let two = |v: &[usize], one: usize| if let [h, w] = *v { [h, w] } else { [one, v[0]] };
+            let s = Sizes {
+                input: two(&g.input, 1),
+                output: two(&g.output, 1),
+                kernel: two(&g.kernel, 1),
+                stride: two(&g.stride, 1),
+                dilation: two(&g.dilation, 1),
+                begin: two(&g.begin, 0),
+            };
+            if let Some(rows) = x86::rows(&s, fold) {
+                return Plan { g, fold, way: Way::Direct(s, rows) };
+            }
+        }
+        let one = Geometry { channels: 1, filters: 1, groups: 1, ..g.clone() };
+        Plan { g, fold, way: Way::Padded(Layout::new(&one, COLUMNS)) }
+    }
+
+    /// What leaves a fold as it is.
+    fn neutral(&self) -> f32 {
+        if self.fold == Fold::Max { f32::NEG_INFINITY } else { 0.0 }
+    }
+
+    fn run(&self, c: Channel<'_>) {
+        match &self.way {
+            #[cfg(target_arch = "x86_64")]
+            Way::Direct(s, rows) => {
+                assert!(c.x.len() == s.input[0] * s.input[1] && c.y.len() == s.output[0] * s.output[1]);
+                assert!(self.fold != Fold::Weighted || c.w.len() == s.kernel[0] * s.kernel[1]);
+                // SAFETY: the slices have the sizes that `s` says; the function was chosen for this processor.
+                unsafe { rows(s, c.x.as_ptr(), c.w.as_ptr(), c.start, c.y.as_mut_ptr()) }
+            }
+            Way::Padded(l) => self.padded(l, c),
+        }
+    }
+
+    fn padded(&self, l: &Layout, c: Channel<'_>) {
+        let mut buffer = vec![0.0f32; l.size];
+        if l.offsets.len() == 1 && self.g.begin.iter().all(|&b| b == 0) && self.g.input == self.g.output {
+            buffer[..c.x.len()].copy_from_slice(c.x);
+        } else {
+            l.pad(self.g, c.x, self.neutral(), &mut buffer);
+        }
+        let (rows, width) = l.grid;
+        let grid_size = l.grid_size();
+        let mut grid = vec![0.0f32; grid_size];
+        for (plane, y) in l.planes.iter().zip(c.y.chunks_exact_mut((rows * width).max(1))) {
+            match self.fold {
+                Fold::Weighted => weighted(&buffer[*plane..], &l.offsets, c.w, c.start, &mut grid),
+                Fold::Max => maxima(&buffer[*plane..], &l.offsets, c.start, &mut grid),
+                Fold::Sum => sums(&buffer[*plane..], &l.offsets, c.start, &mut grid),
+            }
+            for (i, y) in y.chunks_exact_mut(width).enumerate() {
+                y.copy_from_slice(&grid[i * l.grid_pitch..][..width]);
+            }
+        }
+    }
+}
+
+/// Folds tap after tap for a stretch of columns.
+#[inline(always)]
+fn stretches(x: &[f32], offsets: &[u32], start: f32, y: &mut [f32], f: impl Fn(f32, f32, usize) -> f32) {
+    for (i, y) in y.chunks_mut(COLUMNS).enumerate() {
+        let mut acc = [start; COLUMNS];
+        for (t, &at) in offsets.iter().enumerate() {
+            let x = &x[at as usize + i * COLUMNS..][..COLUMNS];
+            for (a, &x) in acc.iter_mut().zip(x) {
+                *a = f(*a, x, t);
+            }
+        }
+        y.copy_from_slice(&acc[..y.len()]);
+    }
+}
+
+multiversion! {
+    fn weighted(x: &[f32], offsets: &[u32], w: &[f32], start: f32, y: &mut [f32]) {
+        stretches(x, offsets, start, y, |a, x, t| a + x * w[t]);
+    }
+}
+
+multiversion! {
+    fn maxima(x: &[f32], offsets: &[u32], start: f32, y: &mut [f32]) {
+        stretches(x, offsets, start, y, |a, x, _| if x > a { x } else { a });
+    }
+}
+
+multiversion! {
+    fn sums(x: &[f32], offsets: &[u32], start: f32, y: &mut [f32]) {
+        stretches(x, offsets, start, y, |a, x, _| a + x);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    //! Rows where they lie, with masked loads.
+    use std::arch::x86_64::*;
+
+    use super::{Fold, Sizes};
+
+    /// `rows(sizes, x, weights, start, y)`.
+    pub(super) type Rows = unsafe fn(&Sizes, *const f32, *const f32, f32, *mut f32);
+
+    /// Lanes of a vector.
+    const LANES: usize = 16;
+
+    const WEIGHTED: u8 = 0;
+    const MAX: u8 = 1;
+    const SUM: u8 = 2;
+
+    /// The function for these sizes; `None` where strides are unusual.
+    pub(super) fn rows(s: &Sizes, fold: Fold) -> Option<Rows> {
+        match fold {
+            Fold::Weighted => of_stride::<WEIGHTED>(s),
+            Fold::Max => of_stride::<MAX>(s),
+            Fold::Sum => of_stride::<SUM>(s),
+        }
+    }
+
+    fn of_stride<const FOLD: u8>(s: &Sizes) -> Option<Rows> {
+        match (s.stride[1], s.output[0]) {
+            (1, 1) if s.kernel[0] == 1 => Some(fold_rows::<FOLD, 1, 1, 1>),
+            (2, 1) if s.kernel[0] == 1 => Some(fold_rows::<FOLD, 1, 2, 1>),
+            (1 | 2, _) if s.stride[0] != s.stride[1] || s.dilation[0] != 1 => None,
+            (1, _) => of_kernel::<FOLD, 1>(s),
+            (2, _) => of_kernel::<FOLD, 2>(s),
+            _ => None,
+        }
+    }
+
+    fn of_kernel<const FOLD: u8, const S: usize>(s: &Sizes) -> Option<Rows> {
+        // Rows that are done at once: what wastes fewer in the last round.
+        let seven = s.output[0].div_ceil(7) * 7 <= s.output[0].div_ceil(4) * 4;
+        Some(match (s.kernel[0], seven) {
+            (1, _) => fold_rows::<FOLD, 1, S, 4>,
+            (2, true) => fold_rows::<FOLD, 2, S, 7>,
+            (2, false) => fold_rows::<FOLD, 2, S, 4>,
+            (3, true) => fold_rows::<FOLD, 3, S, 7>,
+            (3, false) => fold_rows::<FOLD, 3, S, 4>,
+            (4, _) => fold_rows::<FOLD, 4, S, 4>,
+            (5, true) => fold_rows::<FOLD, 5, S, 7>,
+            (5, false) => fold_rows::<FOLD, 5, S, 4>,
+            (7, _) => fold_rows::<FOLD, 7, S, 4>,
+            _ => return None,
+        })
+    }
+
+    /// The mask of lanes `j` with `0 <= first + j < n`.
+    #[inline(always)]
+    fn lanes(first: isize, n: usize) -> __mmask16 {
+        let lo = (-first).clamp(0, LANES as isize) as u32;
+        let hi = (n as isize - first).clamp(0, LANES as isize) as u32;
+        (((1u32 << hi) - 1) & !((1u32 << lo) - 1)) as __mmask16
+    }
+
+    /// Folds windows of `KH` rows with stride `S`, `R` rows of output at once.
+    ///
+    /// # Safety
+    /// On a processor with AVX-512F. `x` holds the input's rows, `y` the output's, and `w` a weight for each tap.
+    #[target_feature(enable = "avx512f")]
+    #[allow(clippy::needless_range_loop, reason = "indices into several arrays, unrolled by the compiler")]
+    unsafe fn fold_rows<const FOLD: u8, const KH: usize, const S: usize, const R: usize>(
+        s: &Sizes,
+        x: *const f32,
+        w: *const f32,
+        start: f32,
+        y: *mut f32,
+    ) {
+        const { assert!(R * S <= 14 && KH <= 7) };
+        let ([ih, iw], [oh, ow], kw) = (s.input, s.output, s.kernel[1]);
+        let even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+        let neutral = _mm512_set1_ps(if FOLD == MAX { f32::NEG_INFINITY } else { 0.0 });
+        let n_in = (R - 1) * S + KH;
+        for oy in (0..oh).step_by(R) {
+            // For each row of input, its first element and whether it is there.
+            let mut rows = [(x, 0 as __mmask16); 20];
+            for i in 0..n_in {
+                let iy = (oy * S + i) as isize - s.begin[0] as isize;
+                if iy >= 0 && (iy as usize) < ih {
+                    rows[i] = (x.wrapping_add(iy as usize * iw), 0xffff);
+                }
+            }
+            for ox in (0..ow).step_by(LANES) {
+                let mut acc = [_mm512_set1_ps(start); R];
+                for kx in 0..kw {
+                    let first = (ox * S + kx * s.dilation[1]) as isize - s.begin[1] as isize;
+                    let (low, high) = (lanes(first, iw), lanes(first + LANES as isize, iw));
+                    let mut v = [neutral; 20];
+                    for i in 0..n_in {
+                        let (row, there) = rows[i];
+                        let at = row.wrapping_offset(first);
+                        // SAFETY: the masks select elements of a row of the input only; others are not read.
+                        unsafe {
+                            v[i] = if S == 1 {
+                                _mm512_mask_loadu_ps(neutral, low & there, at)
+                            } else {
+                                let a = _mm512_mask_loadu_ps(neutral, low & there, at);
+                                let b = _mm512_mask_loadu_ps(neutral, high & there, at.wrapping_add(LANES));
+                                _mm512_permutex2var_ps(a, even, b)
+                            };
+                        }
+                    }
+                    let mut weights = [neutral; KH];
+                    if FOLD == WEIGHTED {
+                        for ky in 0..KH {
+                            // SAFETY: a weight for each tap.
+                            weights[ky] = _mm512_set1_ps(unsafe { *w.add(ky * kw + kx) });
+                        }
+                    }
+                    for r in 0..R {
+                        for ky in 0..KH {
+                            let v = v[r * S + ky];
+                            acc[r] = match FOLD {
+                                WEIGHTED => _mm512_fmadd_ps(v, weights[ky], acc[r]),
+                                // The second operand stays when one is a NaN.
+                                MAX => _mm512_max_ps(v, acc[r]),
+                                _ => _mm512_add_ps(v, acc[r]),
+                            };
+                        }
+                    }
+                }
+                let mask = lanes(ox as isize, ow);
+                for r in 0..R.min(oh - oy) {
+                    // SAFETY: the mask selects elements of the output's row only.
+                    unsafe { _mm512_mask_storeu_ps(y.add((oy + r) * ow + ox), mask, acc[r]) };
+                }
+            }
+        }
+    }
+}

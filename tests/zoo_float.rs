@@ -63,6 +63,8 @@ fn outputs_of_the_models_in_testdata() {
         n_models += 1;
         match worst(&m, &samples, &theirs) {
             Ok((error, _)) if error <= TOLERANCE => {}
+            // Half precision: one rounding step of 11 bits, where both round in another place.
+            Ok((error, _)) if error <= 1e-3 && model.ends_with("half_precision.onnx") => {}
             Ok((error, name)) => failures.push(format!("{}: {name} differs by {error:.1e}", model.display())),
             Err(e) => failures.push(format!("{}: {e}", model.display())),
         }

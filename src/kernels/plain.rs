@@ -10,15 +10,40 @@ pub trait Number: Copy + Default + Mul<Output = Self> + AddAssign + Send + Sync 
 
 impl<T: Copy + Default + Mul<Output = T> + AddAssign + Send + Sync> Number for T {}
 
+/// A number that is multiplied and summed as ONNX Runtime does it: integers wrap.
+pub trait Sums: Copy {
+    /// `self + a * b`.
+    #[must_use]
+    fn plus_product(self, a: Self, b: Self) -> Self;
+}
+
+impl Sums for f64 {
+    #[inline]
+    fn plus_product(self, a: Self, b: Self) -> Self {
+        self + a * b
+    }
+}
+
+macro_rules! wrapping {
+    ($($t:ty)*) => { $(impl Sums for $t {
+        #[inline]
+        fn plus_product(self, a: Self, b: Self) -> Self {
+            self.wrapping_add(a.wrapping_mul(b))
+        }
+    })* };
+}
+
+wrapping!(i8 i16 i32 i64 u8 u16 u32 u64);
+
 /// `C[m, n] += A[m, k] * B[k, n]`, all row-major.
-pub fn matmul<T: Number>(k: usize, n: usize, a: &[T], b: &[T], c: &mut [T]) {
+pub fn matmul<T: Sums>(k: usize, n: usize, a: &[T], b: &[T], c: &mut [T]) {
     if k == 0 || n == 0 {
         return;
     }
     for (a, c) in a.chunks_exact(k).zip(c.chunks_exact_mut(n)) {
         for (&x, row) in a.iter().zip(b.chunks_exact(n)) {
             for (c, &b) in c.iter_mut().zip(row) {
-                *c += x * b;
+                *c = c.plus_product(x, b);
             }
         }
     }

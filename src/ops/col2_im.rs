@@ -28,7 +28,7 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let dim = |i: usize| ctx.shape(0).and_then(|s| s.get(i)).cloned().unwrap_or(Dim::Unknown);
-    let block = ctx.ints(2).map(|b| b.iter().product::<i64>().max(1) as usize);
+    let block = ctx.ints(2).map(|b| b.iter().fold(1i64, |n, &k| n.saturating_mul(k)).max(1) as usize);
     let channels = match (dim(1), block) {
         (Dim::Known(n), Some(block)) => Dim::Known(n / block),
         _ => Dim::Unknown,

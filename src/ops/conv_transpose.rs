@@ -110,6 +110,7 @@ fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let mut shape = None;
     if let Some(rank) = x.or(w).map(<[Dim]>::len) {
         ensure!(rank >= 3, "input 0 (X) has rank {rank}, expected at least 3");
+        ensure!(w.is_none_or(|w| w.len() == rank), "input 1 (W) does not have rank {rank} as input 0 (X) has");
         let dim = |s: Option<&[Dim]>, i: usize| s.and_then(|s| s.get(i)).cloned().unwrap_or(Dim::Unknown);
         if let (Dim::Known(c), Dim::Known(wc)) = (dim(x, 1), dim(w, 0)) {
             ensure!(c == wc, "input 1 (W) has {wc} channels in dimension 0, expected {c} as input 0 (X) has");

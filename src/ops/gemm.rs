@@ -140,7 +140,7 @@ fn floats(call: &Call<'_>, s: &Sizes, a: &Tensor, b: &Tensor, c: Option<&Tensor>
     Ok(y)
 }
 
-fn others<T: Element + plain::Number>(
+fn others<T: Element + plain::Number + plain::Sums>(
     call: &Call<'_>,
     s: &Sizes,
     a: &Tensor,

@@ -182,7 +182,7 @@ pub(super) fn product<'b>(
     Ok(y)
 }
 
-fn others<T: Element + plain::Number>(p: &Product, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+fn others<T: Element + plain::Number + plain::Sums>(p: &Product, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let (a, b) = (a.slice::<T>()?, b.slice::<T>()?);
     let (am, bm, cm) = (p.m * p.k, p.k * p.n, p.m * p.n);
     let mut y = vec![T::default(); cm * p.batches.len()];

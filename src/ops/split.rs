@@ -120,6 +120,11 @@ fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
         Some(n) => usize::try_from(n).map_err(|_| anyhow!("attribute \"num_outputs\" is {n}"))?,
         None => call.n_outputs(),
     };
+    ensure!(
+        n_outputs <= call.n_outputs(),
+        "attribute \"num_outputs\" is {n_outputs}, but the node has {} outputs",
+        call.n_outputs()
+    );
     let sizes = sizes(x.shape()[at], given.as_deref(), n_outputs, call.opset < 18)?;
     if sizes.len() == 1 {
         return Ok(call.take(0)?.into());

@@ -405,7 +405,7 @@ pub fn count(shape: &[usize]) -> Result<usize> {
     shape
         .iter()
         .try_fold(1usize, |n, &d| n.checked_mul(d).filter(|&n| n <= MAX_ELEMENTS))
-        .ok_or_else(|| anyhow!("shape {shape:?} has more than {MAX_ELEMENTS} elements"))
+        .ok_or_else(|| anyhow!("shape {shape:?} has too many elements, more than {MAX_ELEMENTS}"))
 }
 
 impl Tensor {

@@ -109,6 +109,8 @@ impl Sampler {
         if x < lo || x > hi {
             match self.padding {
                 Padding::Zeros => {}
+                // The window of a cubic keeps its place; only what it reads is moved to the border, as in PyTorch.
+                Padding::Border if self.mode == Mode::Cubic => {}
                 Padding::Border => x = x.clamp(0.0, size - 1.0),
                 Padding::Reflection => x = reflected(x, lo, hi),
             }

@@ -92,6 +92,8 @@ fn first_difference(got: &Tensor, expected: &Tensor) -> String {
 pub fn inferred(ty: Option<&ValueType>, value: &Item) -> Result<(), String> {
     let fail = |ty: &ValueType| Err(format!("{ty}, evaluated {}", show_type(value)));
     match (ty, value) {
+        // What a loop carries may start as nothing, which has no type before it runs.
+        (None | Some(ValueType::Unknown), Item::Sequence(_) | Item::Optional(_)) => Ok(()),
         (None | Some(ValueType::Unknown), _) => Err(format!("unknown, evaluated {}", show_type(value))),
         (Some(ty @ ValueType::Tensor(t)), Item::Tensor(v)) => {
             let shape_agrees = t.shape.as_ref().is_none_or(|s| {

@@ -23,15 +23,8 @@ const MAX_DEPTH: usize = 64;
 /// # Errors
 /// A graph has a cycle; the error names a node of it.
 pub fn infer(model: &mut Model, sink: &mut Sink) -> Result<()> {
-    let mut walk = Walk {
-        model,
-        sink,
-        values: HashMap::new(),
-        folded: HashMap::new(),
-        bindings: Bindings::new(),
-        depth: 0,
-        is_final: true,
-    };
+    let mut walk =
+        Walk { model, sink, values: HashMap::new(), folded: HashMap::new(), bindings: Bindings::new(), depth: 0 };
     walk.graph(GraphId::MAIN)
 }
 
@@ -46,7 +39,6 @@ struct Walk<'a> {
     bindings: Bindings,
     /// How deep function calls are nested.
     depth: usize,
-    is_final: bool,
 }
 
 impl Walk<'_> {
@@ -192,13 +184,11 @@ impl Walk<'_> {
                     return;
                 }
                 None => {
-                    if self.is_final {
-                        self.sink.note(
-                            "stale-value-info",
-                            Location::value(&value.name),
-                            format!("is declared {declared}, inference finds {found}"),
-                        );
-                    }
+                    self.sink.note(
+                        "stale-value-info",
+                        Location::value(&value.name),
+                        format!("is declared {declared}, inference finds {found}"),
+                    );
                     found
                 }
             },

@@ -46,6 +46,7 @@ macro_rules! multiversion {
     };
 }
 
+pub mod cholesky;
 pub mod conv;
 pub mod conv_transpose;
 mod depthwise;

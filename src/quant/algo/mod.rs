@@ -3,5 +3,6 @@
 
 pub mod bias_correct;
 pub mod channels;
+pub mod compensate;
 pub mod equalize;
 pub mod layout;

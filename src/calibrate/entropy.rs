@@ -25,6 +25,7 @@ pub(super) const CALIBRATOR: Calibrator = Calibrator {
     aliases: &["kl", "kl-divergence"],
     summary: "the range whose quantized distribution is closest to the original (Kullback-Leibler)",
     new: |s| Box::new(Entropy { histogram: Histogram::default(), settings: *s }),
+    is_weighted: false,
     load: |s, saved| Ok(Box::new(Entropy { histogram: Histogram::load(saved)?, settings: *s })),
 };
 

@@ -7,7 +7,7 @@
 
 use serde_json::{Value, json};
 
-use super::Batch;
+use super::{Batch, Weights};
 use crate::error::{Context, Result, ensure};
 
 /// Bins at most. A one-sided half of them still leaves more than 2,048 to a search over absolute values.
@@ -39,37 +39,50 @@ fn bin(x: f32, exponent: i32) -> i64 {
 }
 
 impl Histogram {
-    /// Counts the values of a batch.
+    /// Counts the values of a batch, each with its weight.
     pub fn observe(&mut self, batch: &Batch<'_>) {
         self.fit(batch.min, batch.max);
-        let scale = pow2(-self.exponent) as f32;
-        let first = self.first as i32;
-        let mut indices = [0u32; BLOCK];
-        if batch.values.len() < 4 * MAX_BINS {
-            for block in batch.values.chunks(BLOCK) {
-                place(block, scale, first, &mut indices);
-                indices[..block.len()].iter().for_each(|&i| self.counts[i as usize] += 1);
-            }
-            return;
+        let is_small = batch.values.len() < 4 * MAX_BINS;
+        match (batch.weights, is_small) {
+            (None, true) => self.count_small(batch.values),
+            (None, false) => self.count(batch.values),
+            (Some(weights), _) => self.weigh(batch.values, weights, is_small),
         }
-        // Four tables, so that equal neighbours (zeros behind a Relu) do not wait for each other's increments; worth
-        // their upkeep for large tensors only.
+    }
+
+    /// What [`place`] needs.
+    fn scale(&self) -> (f32, i32) {
+        (pow2(-self.exponent) as f32, self.first as i32)
+    }
+
+    fn count_small(&mut self, values: &[f32]) {
+        let (scale, first) = self.scale();
+        let mut indices = [0u32; BLOCK];
+        for block in values.chunks(BLOCK) {
+            place(block, scale, first, &mut indices);
+            indices[..block.len()].iter().for_each(|&i| self.counts[i as usize] += 1);
+        }
+    }
+
+    /// Four tables, so that equal neighbours (zeros behind a Relu) do not wait for each other's increments; worth their
+    /// upkeep for large tensors only.
+    fn count(&mut self, values: &[f32]) {
+        let (scale, first) = self.scale();
+        let mut indices = [0u32; BLOCK];
         let mut tables: Vec<[u32; MAX_BINS]> = vec![[0; MAX_BINS]; 4];
         // So many fit into 32 bits.
-        for part in batch.values.chunks(1 << 31) {
+        for part in values.chunks(1 << 31) {
             if let [t0, t1, t2, t3] = tables.as_mut_slice() {
                 for block in part.chunks(BLOCK) {
                     place(block, scale, first, &mut indices);
                     let (quads, rest) = indices[..block.len()].as_chunks::<4>();
-                    // The mask changes nothing; it tells the compiler that the index is in bounds.
-                    let at = |i: u32| i as usize % MAX_BINS;
                     for q in quads {
-                        t0[at(q[0])] += 1;
-                        t1[at(q[1])] += 1;
-                        t2[at(q[2])] += 1;
-                        t3[at(q[3])] += 1;
+                        t0[inside(q[0])] += 1;
+                        t1[inside(q[1])] += 1;
+                        t2[inside(q[2])] += 1;
+                        t3[inside(q[3])] += 1;
                     }
-                    rest.iter().for_each(|&i| t0[at(i)] += 1);
+                    rest.iter().for_each(|&i| t0[inside(i)] += 1);
                 }
             }
             for table in &mut tables {
@@ -77,6 +90,38 @@ impl Histogram {
                     *c += u64::from(std::mem::take(t));
                 }
             }
+        }
+    }
+
+    /// As [`Histogram::count`], with a weight for each value.
+    fn weigh(&mut self, values: &[f32], weights: Weights<'_>, is_small: bool) {
+        let (scale, first) = self.scale();
+        let mut indices = [0u32; BLOCK];
+        let mut tables: Vec<[u64; MAX_BINS]> = vec![[0; MAX_BINS]; if is_small { 1 } else { 4 }];
+        let n = tables.len();
+        let Weights { channels, inner } = weights;
+        if inner == 1 {
+            for row in values.chunks(channels.len()) {
+                for (block, weights) in row.chunks(BLOCK).zip(channels.chunks(BLOCK)) {
+                    place(block, scale, first, &mut indices);
+                    for (k, (&i, &w)) in indices.iter().zip(weights).enumerate().take(block.len()) {
+                        tables[k % n][inside(i)] += u64::from(w);
+                    }
+                }
+            }
+        } else {
+            for (run, &w) in values.chunks(inner).zip(channels.iter().cycle()) {
+                let w = u64::from(w);
+                for block in run.chunks(BLOCK) {
+                    place(block, scale, first, &mut indices);
+                    for (k, &i) in indices.iter().enumerate().take(block.len()) {
+                        tables[k % n][inside(i)] += w;
+                    }
+                }
+            }
+        }
+        for table in &tables {
+            self.counts.iter_mut().zip(table).for_each(|(c, t)| *c += t);
         }
     }
 
@@ -222,6 +267,11 @@ impl Histogram {
         ensure!((i64::from(MIN_EXPONENT)..=128).contains(&exponent) && first.abs() < 1 << 22, "bins out of bounds");
         Ok(Histogram { exponent: exponent as i32, first, counts })
     }
+}
+
+/// The index itself: the mask changes nothing, it tells the compiler that a table has this place.
+fn inside(index: u32) -> usize {
+    index as usize % MAX_BINS
 }
 
 /// The indices of the bins of a block of values: `floor(x * scale) - first`.

@@ -12,6 +12,7 @@ pub(super) const CALIBRATOR: Calibrator = Calibrator {
     aliases: &["max"],
     summary: "the smallest and the largest value",
     new: |_| Box::new(MinMax),
+    is_weighted: false,
     load: |_, _| Ok(Box::new(MinMax)),
 };
 

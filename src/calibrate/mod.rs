@@ -1,8 +1,9 @@
 //! Calibration: runs a model on data and observes the ranges of its values.
 //!
 //! An [`Observer`] sees each value of a tensor once, keeps bounded statistics, and says at the end which range to
-//! quantize. Observers of parts of the data are merged in the order of the samples, so that neither the number of
-//! threads nor the way the samples are dealt out to them changes a bit of the result.
+//! quantize. What they keep depends on the samples and their numbers alone, not on the order in which they come, so
+//! that neither the number of threads nor the way samples are dealt out to parts, which are merged later, changes a bit
+//! of the result.
 //!
 //! **Add a calibrator:** a new file `src/calibrate/<name>.rs` with `pub(super) const CALIBRATOR: Calibrator`, and its
 //! name in the `calibrators!` list below. The command line takes its name and summary from there.
@@ -18,7 +19,7 @@ use serde_json::Value;
 
 use crate::error::{Result, anyhow};
 
-pub use tracker::{Batch, Tracker};
+pub use tracker::{Batch, Importance, Tracker, Weights};
 
 /// A range of real values: smallest and largest.
 pub type Range = (f32, f32);
@@ -75,6 +76,8 @@ pub struct Calibrator {
     pub summary: &'static str,
     /// A new observer.
     new: fn(&Settings) -> Box<dyn Observer>,
+    /// Whether it weighs values by the importance of their channels.
+    pub is_weighted: bool,
     /// An observer with saved statistics.
     load: fn(&Settings, &Value) -> Result<Box<dyn Observer>>,
 }
@@ -94,6 +97,7 @@ macro_rules! calibrators {
 }
 
 calibrators! {
+    auto
     entropy
     min_max
     moving_average
@@ -120,7 +124,7 @@ pub struct Method {
 
 impl Default for Method {
     fn default() -> Self {
-        Method { calibrator: &min_max::CALIBRATOR, settings: Settings::default() }
+        Method { calibrator: &auto::CALIBRATOR, settings: Settings::default() }
     }
 }
 

@@ -13,6 +13,7 @@ pub(super) const CALIBRATOR: Calibrator = Calibrator {
     aliases: &[],
     summary: "the range that holds a share of the values (--percentile)",
     new: |s| Box::new(Percentile { histogram: Histogram::default(), settings: *s }),
+    is_weighted: false,
     load: |s, saved| Ok(Box::new(Percentile { histogram: Histogram::load(saved)?, settings: *s })),
 };
 

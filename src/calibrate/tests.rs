@@ -22,14 +22,14 @@ fn method(name: &str, percentile: f64) -> Method {
 
 fn track(method: &Method, values: &[f32]) -> Tracker {
     let mut t = method.tracker();
-    t.see(values);
+    t.see(values, &[values.len()], 0);
     t
 }
 
 fn histogram(values: &[f32]) -> Histogram {
     let mut h = Histogram::default();
     let (min, max) = values.iter().fold((f32::MAX, f32::MIN), |(a, b), &x| (a.min(x), b.max(x)));
-    h.observe(&Batch { values, min, max });
+    h.observe(&Batch { values, min, max, sample: 0, weights: None });
     h
 }
 
@@ -62,13 +62,13 @@ fn results_do_not_depend_on_order_or_splitting() {
     for c in ALL {
         let m = method(c.name, 99.9);
         let mut whole = m.tracker();
-        // Moving averages depend on the order by definition; all others must not.
-        let chunks: Vec<&[f32]> = values.chunks(700).collect();
-        chunks.iter().for_each(|part| whole.see(part));
+        let chunks: Vec<(u64, &[f32])> = (0..).zip(values.chunks(700)).collect();
+        let see = |t: &mut Tracker, &(i, part): &(u64, &[f32])| t.see(part, &[part.len()], i);
+        chunks.iter().for_each(|part| see(&mut whole, part));
         for n_parts in [1, 2, 5] {
             let mut parts = chunks.chunks(chunks.len().div_ceil(n_parts)).map(|part| {
                 let mut t = m.tracker();
-                part.iter().for_each(|values| t.see(values));
+                part.iter().for_each(|part| see(&mut t, part));
                 t
             });
             let mut merged = parts.next().unwrap();
@@ -76,11 +76,10 @@ fn results_do_not_depend_on_order_or_splitting() {
             assert_eq!(merged.save(), whole.save(), "{} in {n_parts} parts", c.name);
             assert_eq!(merged.range(), whole.range());
         }
-        if c.name != "moving-average" {
-            let mut reversed = m.tracker();
-            chunks.iter().rev().for_each(|part| reversed.see(part));
-            assert_eq!(reversed.save(), whole.save(), "{} backwards", c.name);
-        }
+        // Moving averages as well, since they go by the number of the sample.
+        let mut reversed = m.tracker();
+        chunks.iter().rev().for_each(|part| see(&mut reversed, part));
+        assert_eq!(reversed.save(), whole.save(), "{} backwards", c.name);
     }
 }
 
@@ -223,11 +222,51 @@ fn mse_is_as_good_as_brute_force() {
 }
 
 #[test]
+fn auto_clips_what_no_reader_looks_at() {
+    // Channel 0 carries an outlier.
+    let mut values = bell(40_000, 14);
+    values[17] = 400.0;
+    let m = Method::default();
+    let range = |relative: Option<[f64; 4]>, shape: &[usize], axis| {
+        let mut t = m.tracker().weighted(relative.map(|r| Importance::new(axis, &r)));
+        t.see(&values, shape, 0);
+        t.range().unwrap()
+    };
+    let convolved = |relative| range(Some(relative), &[1, 4, 100, 100], 1).1;
+    assert_eq!(convolved([1.0, 1.0, 1.0, 1.0]), range(None, &[40_000], 0).1);
+    assert!(convolved([1.0, 1.0, 1.0, 1.0]) < 400.0);
+    assert!(convolved([0.0001, 1.0, 1.0, 1.0]) < 20.0, "little depends on it");
+    assert_eq!(convolved([1.0, 0.0001, 0.0001, 0.0001]), 400.0, "all depends on it");
+    // The same channels last: value 17 is in channel 1.
+    let multiplied = |relative| range(Some(relative), &[10_000, 4], -1).1;
+    assert!(multiplied([1.0, 0.0001, 1.0, 1.0]) < 20.0);
+    assert_eq!(multiplied([0.0001, 1.0, 0.0001, 0.0001]), 400.0);
+    // Another number of channels than the weights have: they count alike.
+    assert_eq!(range(Some([1.0, 0.0001, 1.0, 1.0]), &[5_000, 8], -1), range(None, &[40_000], 0));
+    // Nothing to gain: both ends are kept exactly.
+    let even: Vec<f32> = (0..10_000).map(|i| i as f32 * 0.37 - 900.0).collect();
+    assert_eq!(track(&m, &even).range(), Some((even[0], even[9999])));
+}
+
+#[test]
+fn weights_survive_values_that_are_not_finite() {
+    let (m, mut values) = (Method::default(), bell(40_000, 15));
+    let importance = Importance::new(-1, &[1.0, 2.0, 3.0, 4.0]);
+    let mut clean = m.tracker().weighted(Some(importance.clone()));
+    let mut masked = m.tracker().weighted(Some(importance));
+    clean.see(&values[4..], &[9_999, 4], 0);
+    values[..4].fill(f32::NEG_INFINITY);
+    masked.see(&values, &[10_000, 4], 0);
+    assert_eq!(masked.n_neg_inf, 4);
+    assert_eq!(masked.save()["statistics"], clean.save()["statistics"]);
+}
+
+#[test]
 fn moving_average_by_hand() {
     let m = method("moving-average", 0.0);
     let mut t = m.tracker();
-    for values in [[-1.0f32, 2.0], [-3.0, 10.0], [0.0, 0.0]] {
-        t.see(&values);
+    for (i, values) in (0..).zip([[-1.0f32, 2.0], [-3.0, 10.0], [0.0, 0.0]]) {
+        t.see(&values, &[2], i);
     }
     let (mut low, mut high) = (-1.0f32, 2.0f32);
     for (a, b) in [(-3.0, 10.0), (0.0, 0.0)] {
@@ -243,14 +282,14 @@ fn values_that_are_not_finite_are_counted() {
     for c in ALL {
         let m = method(c.name, 99.9);
         let mut t = m.tracker();
-        t.see(&[1.0, f32::NAN, f32::NEG_INFINITY, -2.0, f32::INFINITY, f32::NEG_INFINITY]);
+        t.see(&[1.0, f32::NAN, f32::NEG_INFINITY, -2.0, f32::INFINITY, f32::NEG_INFINITY], &[6], 0);
         assert_eq!((t.n, t.n_nan, t.n_inf, t.n_neg_inf), (6, 1, 1, 2), "{}", c.name);
         assert_eq!((t.min, t.max), (-2.0, 1.0));
         let (low, high) = t.range().unwrap();
         assert!((-2.0..=0.0).contains(&low) && (0.0..=1.0).contains(&high), "{}: [{low}, {high}]", c.name);
         let mut none = m.tracker();
-        none.see(&[f32::NAN]);
-        none.see(&[]);
+        none.see(&[f32::NAN], &[1], 0);
+        none.see(&[], &[0], 0);
         assert_eq!(none.range(), None);
     }
     // In any place of a long tensor, full vectors and the rest included.
@@ -269,7 +308,7 @@ fn constant_tensors_have_a_range() {
             let (low, high) = track(&method(c.name, 99.9), &[x; 5000]).range().unwrap();
             assert!(low <= high && low.is_finite() && high.is_finite(), "{} of {x}: [{low}, {high}]", c.name);
             assert!(
-                (low.min(0.0)..=high.max(0.0)).contains(&x) || c.name == "mse",
+                (low.min(0.0)..=high.max(0.0)).contains(&x) || ["mse", "auto"].contains(&c.name),
                 "{} of {x}: [{low}, {high}]",
                 c.name
             );
@@ -284,7 +323,7 @@ mod caches {
     fn cache(name: &str, samples: &[&str], values: &[&[f32]]) -> Cache {
         let m = method(name, 99.0);
         let mut tracker = m.tracker();
-        values.iter().for_each(|v| tracker.see(v));
+        (0..).zip(values).for_each(|(i, v)| tracker.see(v, &[v.len()], i));
         Cache {
             method: m,
             model: digest(b"model"),

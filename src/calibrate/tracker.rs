@@ -13,6 +13,49 @@ pub struct Batch<'a> {
     pub min: f32,
     /// The largest.
     pub max: f32,
+    /// The number of the sample.
+    pub sample: u64,
+    /// How much each value counts; once, without.
+    pub weights: Option<Weights<'a>>,
+}
+
+/// The weight of value `i` is that of channel `i / inner`, counted round and round.
+#[derive(Debug, Clone, Copy)]
+pub struct Weights<'a> {
+    /// The weight of each channel.
+    pub channels: &'a [u32],
+    /// Values of one channel that follow each other.
+    pub inner: usize,
+}
+
+/// How much an error in each channel of a tensor counts, relative to the others: whole numbers, [`Importance::UNIT`] on
+/// average, so that sums of them do not depend on the order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Importance {
+    /// The axis of the channels, counted from the end where it is negative.
+    pub axis: isize,
+    /// One number per channel, at least 1.
+    pub weights: Vec<u32>,
+}
+
+impl Importance {
+    /// The weight of a channel like any other.
+    pub const UNIT: u32 = 4096;
+
+    /// Weights in proportion to these numbers, none of which is negative.
+    #[must_use]
+    pub fn new(axis: isize, relative: &[f64]) -> Self {
+        let mean = relative.iter().sum::<f64>() / relative.len().max(1) as f64;
+        let weight = |x: &f64| if mean > 0.0 { (x / mean * f64::from(Self::UNIT)).clamp(1.0, 1e9) as u32 } else { 1 };
+        Importance { axis, weights: relative.iter().map(weight).collect() }
+    }
+
+    /// The weights of a tensor's values; `None` where the tensor has other channels.
+    fn of(&self, shape: &[usize]) -> Option<Weights<'_>> {
+        let axis = if self.axis < 0 { shape.len().checked_add_signed(self.axis)? } else { self.axis.unsigned_abs() };
+        let inner = shape.get(axis + 1..)?.iter().product();
+        (shape.get(axis) == Some(&self.weights.len())).then_some(Weights { channels: &self.weights, inner })
+    }
 }
 
 /// Statistics of one tensor over any number of samples, in bounded memory.
@@ -29,29 +72,49 @@ pub struct Tracker {
     pub n_inf: u64,
     /// Values that were minus infinity, as masks are.
     pub n_neg_inf: u64,
+    importance: Option<Importance>,
     observer: Box<dyn Observer>,
 }
 
 impl Tracker {
     pub(super) fn new(observer: Box<dyn Observer>) -> Self {
-        Tracker { min: f32::INFINITY, max: f32::NEG_INFINITY, n: 0, n_nan: 0, n_inf: 0, n_neg_inf: 0, observer }
+        let (min, max) = (f32::INFINITY, f32::NEG_INFINITY);
+        Tracker { min, max, n: 0, n_nan: 0, n_inf: 0, n_neg_inf: 0, importance: None, observer }
     }
 
-    /// Sees the values of a tensor. The finite ones make the range, the others are counted.
-    pub fn see(&mut self, values: &[f32]) {
+    /// The same with channels that count differently, for a tensor that nothing was seen of.
+    #[must_use]
+    pub fn weighted(self, importance: Option<Importance>) -> Self {
+        Tracker { importance, ..self }
+    }
+
+    /// Sees the values of a tensor of a sample. The finite ones make the range, the others are counted.
+    pub fn see(&mut self, values: &[f32], shape: &[usize], sample: u64) {
         if values.is_empty() {
             return;
         }
         self.n += values.len() as u64;
+        // Taken out for the time being, since the batch borrows it.
+        let importance = self.importance.take();
+        let unit = [Importance::UNIT];
+        let weights =
+            importance.as_ref().map(|i| i.of(shape).unwrap_or(Weights { channels: &unit, inner: values.len() }));
         let (min, max, is_finite) = extremes(values);
         if is_finite {
-            self.observe(&Batch { values, min, max });
-            return;
+            self.observe(&Batch { values, min, max, sample, weights });
+        } else {
+            self.see_finite(values, weights, sample);
         }
-        let mut finite = Vec::with_capacity(values.len());
-        for &x in values {
+        self.importance = importance;
+    }
+
+    /// Counts what is not finite and observes the rest.
+    fn see_finite(&mut self, values: &[f32], weights: Option<Weights<'_>>, sample: u64) {
+        let (mut finite, mut channels) = (Vec::with_capacity(values.len()), Vec::new());
+        for (i, &x) in values.iter().enumerate() {
             if x.is_finite() {
                 finite.push(x);
+                channels.extend(weights.map(|w| w.channels[i / w.inner % w.channels.len()]));
             } else if x.is_nan() {
                 self.n_nan += 1;
             } else if x > 0.0 {
@@ -62,7 +125,8 @@ impl Tracker {
         }
         if !finite.is_empty() {
             let (min, max, _) = extremes(&finite);
-            self.observe(&Batch { values: &finite, min, max });
+            let weights = weights.map(|_| Weights { channels: &channels, inner: 1 });
+            self.observe(&Batch { values: &finite, min, max, sample, weights });
         }
     }
 

@@ -51,7 +51,7 @@ struct CalibArgs {
           visible_aliases = ["num-samples", "num-calib-data"], alias = "subset-size")]
     calib_samples: std::num::NonZeroUsize,
     /// How the ranges of activations are chosen
-    #[arg(long, value_name = "METHOD", default_value = "min-max", value_parser = methods(), ignore_case = true,
+    #[arg(long, value_name = "METHOD", default_value = "auto", value_parser = methods(), ignore_case = true,
           visible_alias = "calibration-method")]
     calib_method: String,
     /// Share of the values that the range holds, for `--calib-method percentile`

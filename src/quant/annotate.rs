@@ -357,8 +357,8 @@ impl<'a> GraphPlanner<'a> {
         }
     }
 
-    fn plan(mut self, plan: &mut QuantPlan) -> Result<()> {
-        // Integer nodes lose their place until nothing changes: each loss can only cost others theirs.
+    /// Integer nodes lose their place until nothing changes: each loss can only cost others theirs. Gives the reasons.
+    fn settle(&mut self) -> BTreeMap<NodeId, (&'static str, String)> {
         let mut lost = BTreeMap::new();
         loop {
             let before = self.integer.len();
@@ -371,9 +371,13 @@ impl<'a> GraphPlanner<'a> {
                 }
             }
             if self.integer.len() == before {
-                break;
+                return lost;
             }
         }
+    }
+
+    fn plan(mut self, plan: &mut QuantPlan) -> Result<()> {
+        let mut lost = self.settle();
         let tensors = self.tensors();
         let readers: BTreeMap<ValueId, Readers> = tensors.iter().map(|&v| (v, self.readers(v))).collect();
         self.emit_tensors(&readers, plan);
@@ -490,23 +494,17 @@ impl<'a> GraphPlanner<'a> {
     }
 }
 
-/// Places that calibration must observe for any plan of the model: data inputs and outputs of every node that could run
-/// in integers, behind a bound too.
+/// Places that calibration must observe for this plan of the model and for any other in which more nodes stay float.
 ///
 /// # Errors
 /// A graph has a cycle, or a stored tensor cannot be read.
 pub fn observable(model: &Model, target: &Target, facts: &Facts, excluded: &Excluded) -> Result<BTreeSet<Place>> {
     let mut places = BTreeSet::new();
     for id in model.graph_ids() {
-        let p = GraphPlanner::new(model, id, target, facts, excluded)?;
-        for &n in &p.integer {
-            places.extend(p.data_inputs(n).into_iter().map(|(_, v)| (id, v)));
-            for v in p.g.node_outputs(n).into_iter().flatten() {
-                places.insert((id, p.behind(v)));
-                places.insert((id, v));
-            }
-        }
+        let mut planner = GraphPlanner::new(model, id, target, facts, excluded)?;
+        // Excluding more nodes only takes integer nodes away, and with them what they read and make.
+        planner.settle();
+        places.extend(planner.tensors().into_iter().map(|v| (id, v)));
     }
-    places.retain(|&(g, v)| constant(model, g, v).is_none());
     Ok(places)
 }

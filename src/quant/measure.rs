@@ -154,44 +154,53 @@ pub fn sqnr(signal: f64, noise: f64) -> f64 {
     }
 }
 
-/// Float outputs of a model on samples, one list per sample: the reference for any number of comparisons.
-pub struct Reference {
-    samples: Vec<Vec<(String, Tensor)>>,
-    outputs: Vec<Vec<Option<Tensor>>>,
+/// Most bytes of float outputs that a [`Reference`] keeps; it has fewer samples where each is large.
+const REFERENCE_BYTES: usize = 8 << 20;
+/// Samples that a [`Reference`] has however large they are.
+const LEAST_SAMPLES: usize = 4;
+
+/// Float outputs of a model on samples, one list per sample: the reference for any number of comparisons. Inputs are
+/// read again for each, so that what is kept is small and bounded.
+pub struct Reference<'a> {
+    data: &'a dyn Dataset,
+    indices: Vec<usize>,
+    outputs: Vec<Outputs>,
     names: Vec<String>,
 }
 
-impl Reference {
-    /// Runs the float model on the samples.
+type Outputs = Vec<Option<Tensor>>;
+
+impl<'a> Reference<'a> {
+    /// Runs the float model on at most so many samples, spread evenly; on fewer where outputs are large.
     ///
     /// # Errors
     /// A sample cannot be read or the model does not run on it.
-    pub fn new(program: &Program, data: &dyn Dataset, limit: usize, threads: usize) -> Result<Self> {
-        let n = data.len().min(limit);
+    pub fn new(program: &Program, data: &'a dyn Dataset, limit: usize, threads: usize) -> Result<Self> {
+        let names = program.outputs().to_vec();
+        let limit = data.len().min(limit);
+        if limit == 0 {
+            return Ok(Reference { data, indices: Vec::new(), outputs: Vec::new(), names });
+        }
+        let first = run_sample(program, data, 0, threads)?;
+        let bytes: usize = first.iter().flatten().map(Tensor::n_bytes).sum();
+        let n = limit.min((REFERENCE_BYTES / bytes.max(1)).max(LEAST_SAMPLES));
+        let indices = spread(data.len(), n);
         let (inner, _) = split_threads(n, threads);
-        let made = (0..n)
-            .into_par_iter()
-            .map(|i| {
-                // Spread over the data: folders are often sorted by kind.
-                let sample = data.sample(i * data.len() / n)?;
-                let outputs = run(program, &sample.inputs, inner).with_context(|| sample.origin.clone())?;
-                Ok((sample.inputs, outputs))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let (samples, outputs) = made.into_iter().unzip();
-        Ok(Reference { samples, outputs, names: program.outputs().to_vec() })
+        let rest = indices[1..].par_iter().map(|&i| run_sample(program, data, i, inner)).collect::<Result<Vec<_>>>()?;
+        let outputs = std::iter::once(first).chain(rest).collect();
+        Ok(Reference { data, indices, outputs, names })
     }
 
     /// The number of samples.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.samples.len()
+        self.indices.len()
     }
 
     /// Whether there are no samples.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.samples.is_empty()
+        self.indices.is_empty()
     }
 
     /// The error of a quantized model, for each float output, over at most `limit` samples, spread evenly.
@@ -199,32 +208,62 @@ impl Reference {
     /// # Errors
     /// The model does not run on a sample.
     pub fn compare(&self, program: &Program, limit: usize, threads: usize) -> Result<Vec<OutputError>> {
-        let n = self.len().min(limit);
-        let (inner, _) = split_threads(n, threads);
-        let per_sample = (0..n)
+        let chosen = spread(self.len(), self.len().min(limit));
+        let (inner, _) = split_threads(chosen.len(), threads);
+        let per_sample = chosen
             .into_par_iter()
-            .map(|i| {
-                let i = i * self.len() / n;
-                let outputs = run(program, &self.samples[i], inner)?;
-                let pairs = self.outputs[i].iter().zip(&outputs);
-                pairs
-                    .map(|(x, y)| match (x, y) {
-                        (Some(x), Some(y)) if is_measured(x.dtype()) => Sums::of(x, y).map(Some),
-                        _ => Ok(None),
-                    })
-                    .collect::<Result<Vec<_>>>()
-            })
+            .map(|i| sums(&self.outputs[i], &run_sample(program, self.data, self.indices[i], inner)?))
             .collect::<Result<Vec<_>>>()?;
-        let mut total: Vec<Option<Sums>> = vec![None; self.names.len()];
-        for sample in &per_sample {
-            for (t, s) in total.iter_mut().zip(sample) {
-                if let Some(s) = s {
-                    t.get_or_insert_with(Sums::default).add(s);
-                }
+        Ok(total(&per_sample, &self.names))
+    }
+}
+
+/// The error of a quantized model beside the float model, for each float output, over at most `limit` samples, spread
+/// evenly, and their number. Nothing is kept of a sample but sums.
+///
+/// # Errors
+/// A sample cannot be read or a model does not run on it.
+pub fn compare(
+    float: &Program,
+    quantized: &Program,
+    data: &dyn Dataset,
+    limit: usize,
+    threads: usize,
+) -> Result<(Vec<OutputError>, usize)> {
+    let chosen = spread(data.len(), data.len().min(limit));
+    let (inner, _) = split_threads(chosen.len(), threads);
+    let per_sample = chosen
+        .par_iter()
+        .map(|&i| sums(&run_sample(float, data, i, inner)?, &run_sample(quantized, data, i, inner)?))
+        .collect::<Result<Vec<_>>>()?;
+    Ok((total(&per_sample, float.outputs()), chosen.len()))
+}
+
+/// `n` numbers below `of`, spread evenly: folders are often sorted by kind.
+fn spread(of: usize, n: usize) -> Vec<usize> {
+    (0..n).map(|i| i * of / n).collect()
+}
+
+/// The sums of one sample, by output; `None` for outputs that are not float.
+fn sums(float: &Outputs, quantized: &Outputs) -> Result<Vec<Option<Sums>>> {
+    let one = |(x, y): (&Option<Tensor>, &Option<Tensor>)| match (x, y) {
+        (Some(x), Some(y)) if is_measured(x.dtype()) => Sums::of(x, y).map(Some),
+        _ => Ok(None),
+    };
+    float.iter().zip(quantized).map(one).collect()
+}
+
+/// The errors of all samples together. Added in their order, so that rounding does not depend on threads.
+fn total(per_sample: &[Vec<Option<Sums>>], names: &[String]) -> Vec<OutputError> {
+    let mut total: Vec<Option<Sums>> = vec![None; names.len()];
+    for sample in per_sample {
+        for (t, s) in total.iter_mut().zip(sample) {
+            if let Some(s) = s {
+                t.get_or_insert_with(Sums::default).add(s);
             }
         }
-        Ok(total.into_iter().zip(&self.names).filter_map(|(s, name)| s.map(|s| s.finish(name))).collect())
     }
+    total.into_iter().zip(names).filter_map(|(s, name)| s.map(|s| s.finish(name))).collect()
 }
 
 fn is_measured(dtype: DType) -> bool {
@@ -236,9 +275,10 @@ fn split_threads(samples: usize, threads: usize) -> (usize, usize) {
     if samples >= threads { (1, threads) } else { (threads, samples.max(1)) }
 }
 
-fn run(program: &Program, sample: &[(String, Tensor)], threads: usize) -> Result<Vec<Option<Tensor>>> {
+fn run_sample(program: &Program, data: &dyn Dataset, i: usize, threads: usize) -> Result<Outputs> {
+    let sample = data.sample(i)?;
     let options = RunOptions { threads, ..RunOptions::default() };
-    let outputs = program.run_named(sample, options, &mut NoTap)?;
+    let outputs = program.run_named(&sample.inputs, options, &mut NoTap).with_context(|| sample.origin.clone())?;
     Ok(outputs.into_iter().map(|o| if let Some(Item::Tensor(t)) = o { Some(t) } else { None }).collect())
 }
 

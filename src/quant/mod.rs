@@ -5,6 +5,7 @@ pub mod annotate;
 pub mod check;
 pub mod config;
 pub mod facts;
+pub mod importance;
 pub mod measure;
 pub mod params;
 pub mod plan;
@@ -27,8 +28,6 @@ pub use plan::QuantPlan;
 pub use progress::{Progress, Quiet};
 pub use report::Report;
 pub use search::plan_only;
-
-use measure::Reference;
 
 /// Samples for one run.
 pub struct Data<'a> {
@@ -83,17 +82,16 @@ pub fn quantize(
     let search::Choice { prepared, plan, emitted } =
         search::choose(model, config, &excluded, data, progress, sink, &mut report)?;
 
-    progress.begin("measuring the result", 2);
-    let reference = Reference::new(&program, data.holdout, MAX_HOLDOUT, config.threads)?;
-    progress.advance(1);
-    report.outputs = reference.compare(&solve::compile(&emitted)?, usize::MAX, config.threads)?;
+    progress.begin("measuring the result", 1);
+    let quantized = solve::compile(&emitted)?;
+    (report.outputs, report.n_holdout) =
+        measure::compare(&program, &quantized, data.holdout, MAX_HOLDOUT, config.threads)?;
     progress.end();
     if let Some(o) = report.outputs.iter().find(|o| o.is_broken) {
         bail!("the quantized model's output \"{}\" is not finite or has another shape", o.name);
     }
     report.is_floor_met = measure::worst_sqnr(&report.outputs) >= config.min_sqnr_db;
     report.n_calibration = data.calibration.len();
-    report.n_holdout = reference.len();
     report.holdout_is_calibration = data.is_shared;
     report.describe(&prepared, &plan, &emitted);
     observer("quantize", &emitted);

@@ -1,13 +1,14 @@
 //! From observations to a complete plan and an emitted model.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
 use super::annotate::{Excluded, annotate, constant, observable};
 use super::config::Config;
 use super::facts::Facts;
+use super::importance::importance;
 use super::params::{QParams, Range, WeightParams};
 use super::plan::{Decision, Place, QuantPlan, RangeFrom, WeightPlan};
 use super::progress::Progress;
@@ -45,6 +46,14 @@ impl From<&Tracker> for Stats {
 /// What calibration saw.
 pub type Observed = BTreeMap<Place, Stats>;
 
+/// The same observations with the whole range of each tensor, whatever the calibration method chose: what the ranges of
+/// `auto` are to be compared with on whole outputs.
+#[must_use]
+pub fn whole_ranges(observed: &Observed) -> Observed {
+    let whole = |s: &Stats| Stats { range: Range::new(s.min, s.max), ..*s };
+    observed.iter().map(|(&p, s)| (p, if s.min <= s.max { whole(s) } else { *s })).collect()
+}
+
 /// Runs the float model on every sample and observes each tensor that some plan could quantize.
 ///
 /// # Errors
@@ -58,36 +67,7 @@ pub fn observe(
     progress: &dyn Progress,
     sink: &mut Sink,
 ) -> Result<Observed> {
-    let places = observable(model, &config.target, facts, excluded)?;
-    let program =
-        Program::compile(model, &CompileOptions { watch: &|g, v| places.contains(&(g, v)), skip_unknown: true })?;
-    let n = data.len();
-    progress.begin("calibrating", n as u64);
-    let inner = if n >= config.threads { 1 } else { config.threads };
-    // Both reductions keep the order of the samples, whatever the number of threads.
-    let trackers = (0..n)
-        .into_par_iter()
-        .try_fold(Trackers::new, |mut all, i| {
-            let sample = data.sample(i)?;
-            let options = RunOptions { threads: inner, ..RunOptions::default() };
-            let outcome = program.run_named(&sample.inputs, options, &mut |g: GraphId, v: ValueId, item: &Item| {
-                if let Item::Tensor(t) = item
-                    && let Ok(x) = t.slice::<f32>()
-                {
-                    all.entry((g, v)).or_insert_with(|| config.method.tracker()).see(x);
-                }
-                Ok(())
-            });
-            outcome.with_context(|| sample.origin.clone())?;
-            progress.advance(1);
-            Ok::<_, anyhow::Error>(all)
-        })
-        .try_reduce(Trackers::new, |mut a, b| {
-            merge(&mut a, b)?;
-            Ok(a)
-        })?;
-    progress.end();
-    let observed: Observed = trackers.par_iter().map(|(&place, t)| (place, Stats::from(t))).collect();
+    let trackers = track(model, config, facts, excluded, data, progress)?;
     for (&(g, v), t) in &trackers {
         // Minus infinity is what masks are made of.
         if t.n_nan + t.n_inf > 0 {
@@ -102,21 +82,53 @@ pub fn observe(
             );
         }
     }
-    Ok(observed)
+    Ok(trackers.par_iter().map(|(&place, t)| (place, Stats::from(t))).collect())
 }
 
-type Trackers = BTreeMap<Place, Tracker>;
+/// What calibration kept of each tensor.
+pub type Trackers = BTreeMap<Place, Tracker>;
 
-fn merge(into: &mut Trackers, later: Trackers) -> Result<()> {
-    for (place, t) in later {
-        match into.entry(place) {
-            Entry::Occupied(mut o) => o.get_mut().merge(&t)?,
-            Entry::Vacant(v) => {
-                v.insert(t);
+/// Runs the float model on every sample and keeps the statistics of each tensor that some plan could quantize.
+///
+/// # Errors
+/// A sample cannot be read or the model does not run on it.
+pub fn track(
+    model: &Model,
+    config: &Config,
+    facts: &Facts,
+    excluded: &Excluded,
+    data: &dyn Dataset,
+    progress: &dyn Progress,
+) -> Result<Trackers> {
+    let places = observable(model, &config.target, facts, excluded)?;
+    let is_weighted = config.method.calibrator.is_weighted;
+    let mut weights = if is_weighted { importance(model, &places, facts)? } else { BTreeMap::new() };
+    // One for each tensor, not for each thread: what a tracker keeps does not depend on the order of the samples, so all
+    // threads share it, and memory does not grow with their number.
+    let trackers: BTreeMap<Place, Mutex<Tracker>> =
+        places.into_iter().map(|p| (p, Mutex::new(config.method.tracker().weighted(weights.remove(&p))))).collect();
+    let watch = &|g, v| trackers.contains_key(&(g, v));
+    let program = Program::compile(model, &CompileOptions { watch, skip_unknown: true })?;
+    let n = data.len();
+    progress.begin("calibrating", n as u64);
+    let options = RunOptions { threads: if n >= config.threads { 1 } else { config.threads }, ..RunOptions::default() };
+    (0..n).into_par_iter().try_for_each(|i| {
+        let sample = data.sample(i)?;
+        let outcome = program.run_named(&sample.inputs, options, &mut |g: GraphId, v: ValueId, item: &Item| {
+            if let (Item::Tensor(t), Some(tracker)) = (item, trackers.get(&(g, v)))
+                && let Ok(x) = t.slice::<f32>()
+            {
+                tracker.lock().unwrap_or_else(PoisonError::into_inner).see(x, t.shape(), i as u64);
             }
-        }
-    }
-    Ok(())
+            Ok(())
+        });
+        outcome.with_context(|| sample.origin.clone())?;
+        progress.advance(1);
+        Ok::<_, anyhow::Error>(())
+    })?;
+    progress.end();
+    let finished = trackers.into_iter().map(|(p, t)| (p, t.into_inner().unwrap_or_else(PoisonError::into_inner)));
+    Ok(finished.filter(|(_, t)| t.n > 0).collect())
 }
 
 /// Makes plans complete and models of plans.

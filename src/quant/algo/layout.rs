@@ -70,4 +70,50 @@ impl Layout {
             Layout::Nk => shape[1],
         }
     }
+
+    /// The sum of the squared weights that multiply each input channel.
+    #[must_use]
+    pub fn input_norms(self, shape: &[usize], w: &[f32]) -> Vec<f64> {
+        let square = |x: &[f32]| x.iter().map(|x| f64::from(x * x)).sum::<f64>();
+        let mut norms = vec![0.0; self.n_inputs(shape)];
+        match self {
+            Layout::Conv { group } => {
+                let (m, per_group) = (shape[0], shape[1].max(1));
+                let inner: usize = shape[2..].iter().product();
+                let outputs_per_group = (m / group.max(1)).max(1);
+                for (row, chunk) in w.chunks(inner.max(1)).enumerate() {
+                    let (o, i) = (row / per_group, row % per_group);
+                    norms[o / outputs_per_group * per_group + i] += square(chunk);
+                }
+            }
+            Layout::Kn => w.chunks(shape[1].max(1)).zip(&mut norms).for_each(|(row, n)| *n += square(row)),
+            Layout::Nk => {
+                for row in w.chunks(shape[1].max(1)) {
+                    row.iter().zip(&mut norms).for_each(|(x, n)| *n += f64::from(x * x));
+                }
+            }
+        }
+        norms
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn input_norms_sum_the_squares_of_each_input_channel() {
+        let w: Vec<f32> = (0..24).map(|i| (i * 7 % 11) as f32 - 5.0).collect();
+        for (layout, shape) in [
+            (Layout::Conv { group: 1 }, vec![4, 3, 2]),
+            (Layout::Conv { group: 2 }, vec![4, 2, 3]),
+            (Layout::Conv { group: 4 }, vec![4, 1, 2, 3]),
+            (Layout::Kn, vec![6, 4]),
+            (Layout::Nk, vec![6, 4]),
+        ] {
+            let mut expected = vec![0.0; layout.n_inputs(&shape)];
+            layout.for_each(&shape, &mut w.clone(), |i, _, x| expected[i] += f64::from(*x * *x));
+            assert_eq!(layout.input_norms(&shape, &w), expected, "{layout:?}");
+        }
+    }
 }

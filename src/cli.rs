@@ -18,6 +18,7 @@ mod run;
 mod select;
 mod session;
 mod summary;
+mod weights;
 
 use std::ffi::OsString;
 use std::io::Write;

@@ -9,6 +9,7 @@
 //! name in the `calibrators!` list below. The command line takes its name and summary from there.
 
 pub mod cache;
+pub mod carry;
 pub mod dataset;
 pub mod histogram;
 mod tracker;

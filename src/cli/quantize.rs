@@ -8,13 +8,15 @@ use super::dump::{self, Dump};
 use super::select::{self, Selection};
 use super::session::{Session, print_json, usage};
 use super::summary::Summary;
+use super::weights;
 use crate::calibrate;
-use crate::calibrate::dataset::{Dataset, Samples, Split, split};
+use crate::calibrate::carry;
+use crate::calibrate::dataset::{Dataset, Samples, Split, Subset, input_specs, split};
 use crate::diag::Sink;
 use crate::error::{Context, Location, Result, WithHelp, anyhow, bail, ensure};
 use crate::ir::Model;
 use crate::onnx::{External, WriteOptions};
-use crate::quant::{self, Config, target::Target};
+use crate::quant::{self, Config, Mode, target::Target};
 
 /// Arguments of the one-shot form and of `quantize`.
 #[derive(Debug, clap::Args)]
@@ -30,6 +32,8 @@ pub(super) struct Args {
     calib: CalibArgs,
     #[command(flatten)]
     scheme: SchemeArgs,
+    #[command(flatten)]
+    weights: weights::Args,
     #[command(flatten)]
     select: select::Args,
     #[command(flatten)]
@@ -60,6 +64,10 @@ struct CalibArgs {
     /// Samples held out to measure the result, as a fraction; at least one
     #[arg(long, value_name = "FRACTION", default_value_t = 0.2, value_parser = fraction)]
     holdout: f64,
+    /// Feeds an output back as the next sample's input: the state of models that are called step by step. One * on both
+    /// sides stands for the same text: past.*=present.*
+    #[arg(long, value_name = "INPUT=OUTPUT")]
+    carry: Vec<String>,
     /// Shape of an input for `random` data, where the model leaves it open
     #[arg(long, value_name = "NAME:1,3,224,224")]
     input_shape: Vec<String>,
@@ -127,14 +135,33 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     let model = session.read(&input)?;
     dump.see("load", &model);
     quant::refuse_unsuitable(&model).with_context(|| format!("cannot quantize '{}'", input.display()))?;
-    let output = args.output.unwrap_or_else(|| default_output(&input));
+    let mode = args.weights.mode()?;
+    let output = args.output.unwrap_or_else(|| default_output(&input, &weights::extension(&mode)));
     if !args.dry_run {
         check_output(&input, &output)?;
     }
 
-    let paths = data_paths(args.calib.calib, &input, session)?;
-    let samples = Arc::new(session.data(&paths, &model, &args.calib.input_shape)?);
-    let split = split_samples(&samples, args.calib.holdout, args.calib.calib_samples.get(), session)?;
+    if mode != Mode::Static && args.calib.calib.is_empty() && args.scheme.min_sqnr.is_some() {
+        return usage("--min-sqnr needs data to measure with: --calib DATA");
+    }
+    if args.calib.calib.is_empty() && matches!(mode, Mode::WeightOnly(o) if o.algorithm.needs_data()) {
+        return usage("this --algorithm needs data: give --calib DATA, or choose rtn or hqq, which need none");
+    }
+    let mut pairs = Vec::new();
+    for text in &args.calib.carry {
+        pairs.extend(carry::pairs(text, &model).context("--carry")?);
+    }
+    let samples = if mode != Mode::Static && args.calib.calib.is_empty() {
+        Arc::new(Samples::none())
+    } else {
+        let paths = data_paths(args.calib.calib, &input, session)?;
+        Arc::new(session.data_with_state(&paths, &model, &args.calib.input_shape, &pairs)?)
+    };
+    let mut all: Arc<dyn Dataset> = Arc::<Samples>::clone(&samples);
+    if !pairs.is_empty() {
+        all = Arc::new(carry::Carried::new(all, &model, &input_specs(&model)?, &pairs, session.threads)?);
+    }
+    let split = split_samples(&all, args.calib.holdout, args.calib.calib_samples.get(), session)?;
     session.flush();
 
     let excluding = selection.clone();
@@ -143,6 +170,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     let bits = base.target.activation()?.bits() as u32;
     let settings = calibrate::Settings { percentile: args.calib.percentile, bits };
     let config = Config {
+        mode,
         method: calibrate::Method { calibrator, settings },
         exclude: Box::new(move |label, op_type| excluding.excludes(label, op_type)),
         min_sqnr_db: args.scheme.min_sqnr.unwrap_or(base.min_sqnr_db),
@@ -150,7 +178,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
         ..base
     };
     let mut summary = Summary::new(&input, &output, &config);
-    if args.dry_run {
+    if args.dry_run && mode == Mode::Static {
         return plan(model, &config, &selection, &split, &mut dump, session);
     }
     check_selection(&selection, &model, &config)?;
@@ -167,6 +195,10 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
         Where::Always => External::Always,
         Where::Never => External::Never,
     };
+    if args.dry_run {
+        super::session::print(&weights::lines(&done.report))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     crate::onnx::write(&done.model, &output, &WriteOptions { external, inputs: vec![input.clone()] })?;
     summary.finish(&done, session)?;
     // A floor that nobody asked for is an aim, not a gate.
@@ -177,7 +209,11 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     } else if session.json {
         print_json(&summary.json(session))?;
     } else {
-        let text = if session.verbose > 0 { done.plan.print(&done.prepared) } else { String::new() };
+        let text = match (session.verbose, mode) {
+            (0, _) => String::new(),
+            (_, Mode::Static) => done.plan.print(&done.prepared),
+            _ => weights::lines(&done.report),
+        };
         if !session.quiet {
             super::session::print(&format!("{}{text}", summary.table()))?;
         }
@@ -241,8 +277,8 @@ pub(super) fn prepare(
 }
 
 /// `model.onnx` becomes `model.int8.onnx`, beside it.
-fn default_output(input: &Path) -> PathBuf {
-    input.with_extension("int8.onnx")
+fn default_output(input: &Path, kind: &str) -> PathBuf {
+    input.with_extension(format!("{kind}.onnx"))
 }
 
 /// Fails before the work, not after it, when the output cannot be written.
@@ -283,19 +319,24 @@ fn data_paths(given: Vec<PathBuf>, input: &Path, session: &Session) -> Result<Ve
     }
     let e: Result<_> = usage("no calibration data was given");
     e.help(|| {
-        "give samples of what the model will see: --calib DATA (`--calib random` only shows that it works)".into()
+        "give samples of what the model will see: --calib DATA (`--calib random` only shows that it works); \
+         --mode weight-only needs none"
+            .into()
     })
 }
 
 /// Splits the samples and says so where the split is not what one would expect.
 pub(super) fn split_samples(
-    samples: &Arc<Samples>,
+    samples: &Arc<dyn Dataset>,
     holdout: f64,
     limit: usize,
     session: &mut Session,
 ) -> Result<Split> {
-    let all: Arc<dyn Dataset> = Arc::<Samples>::clone(samples);
-    let split = split(&all, holdout, Some(limit))?;
+    if samples.is_empty() {
+        let none = Subset::new(Arc::clone(samples), Vec::new());
+        return Ok(Split { calibration: none.clone(), held_out: none, is_shared: false });
+    }
+    let split = split(samples, holdout, Some(limit))?;
     if split.is_shared {
         session.sink.warn(
             "no-held-out-samples",
@@ -316,8 +357,8 @@ mod tests {
 
     #[test]
     fn output_paths() {
-        assert_eq!(default_output(Path::new("a/resnet50.onnx")), Path::new("a/resnet50.int8.onnx"));
-        assert_eq!(default_output(Path::new("v1.2.onnx")), Path::new("v1.2.int8.onnx"));
+        assert_eq!(default_output(Path::new("a/resnet50.onnx"), "int8"), Path::new("a/resnet50.int8.onnx"));
+        assert_eq!(default_output(Path::new("v1.2.onnx"), "int8"), Path::new("v1.2.int8.onnx"));
         let dir = tempfile::tempdir().unwrap();
         let (input, output) = (dir.path().join("a.onnx"), dir.path().join("b.onnx"));
         std::fs::write(&input, "x").unwrap();

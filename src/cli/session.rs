@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Common;
 use super::progress::Bar;
+use crate::calibrate::carry::Pair;
 use crate::calibrate::dataset::{Request, Samples, input_specs, open};
 use crate::diag::{Severity, Sink};
 use crate::error::{Context, Result};
@@ -106,8 +107,23 @@ impl Session {
 
     /// Opens data for a model.
     pub(super) fn data(&mut self, paths: &[PathBuf], model: &Model, shapes: &[String]) -> Result<Samples> {
+        self.data_with_state(paths, model, shapes, &[])
+    }
+
+    /// Opens data for a model some of whose inputs are fed back, which samples need not hold.
+    pub(super) fn data_with_state(
+        &mut self,
+        paths: &[PathBuf],
+        model: &Model,
+        shapes: &[String],
+        carried: &[Pair],
+    ) -> Result<Samples> {
         let shapes = shapes.iter().map(|s| input_shape(s)).collect::<Result<_>>()?;
-        open(paths, &Request { specs: input_specs(model)?, shapes, seed: 0 }, &mut self.sink)
+        let mut specs = input_specs(model)?;
+        for spec in &mut specs {
+            spec.is_required &= !carried.iter().any(|(input, _)| *input == spec.name);
+        }
+        open(paths, &Request { specs, shapes, seed: 0 }, &mut self.sink)
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::session::{Session, human_bytes, peak_memory};
+use super::weights;
 use crate::error::Result;
 use crate::ir::Model;
 use crate::quant::measure::OutputError;
@@ -24,7 +25,8 @@ pub(super) struct Summary {
     input: PathBuf,
     output: PathBuf,
     target: String,
-    method: &'static str,
+    method: String,
+    is_static: bool,
     bytes: (u64, u64),
     report: Report,
     elapsed: Duration,
@@ -33,11 +35,13 @@ pub(super) struct Summary {
 
 impl Summary {
     pub(super) fn new(input: &Path, output: &Path, config: &Config) -> Self {
+        let scheme = weights::scheme_text(&config.mode);
         Summary {
             input: input.to_owned(),
             output: output.to_owned(),
             target: config.target.name.clone(),
-            method: config.method.calibrator.name,
+            method: scheme.clone().unwrap_or_else(|| config.method.calibrator.name.to_owned()),
+            is_static: scheme.is_none(),
             bytes: (0, 0),
             report: Report::default(),
             elapsed: Duration::ZERO,
@@ -59,6 +63,7 @@ impl Summary {
         let r = &self.report;
         let mut t = String::new();
         let samples = match (r.holdout_is_calibration, r.n_calibration) {
+            (_, 0) => "no data".to_owned(),
             (true, n) => format!("{n} samples (none held out)"),
             (false, n) => format!("{n} samples (+{} held out)", r.n_holdout),
         };
@@ -78,11 +83,7 @@ impl Summary {
         row(&mut t, "size", &human_bytes(self.bytes.0), &human_bytes(self.bytes.1), &ratio);
         let versions = |s: &crate::quant::report::Side| format!("{} / {}", s.opset, s.ir_version);
         row(&mut t, "opset / IR", &versions(&r.before), &versions(&r.after), "");
-        let added = format!("QuantizeLinear {}, DequantizeLinear {}", r.n_quantize, r.n_dequantize);
-        row(&mut t, "nodes", &r.before.nodes.to_string(), &r.after.nodes.to_string(), &added);
-        let weighted: Vec<String> = r.weighted.iter().map(|(op, (q, of))| format!("{op} {q} of {of}")).collect();
-        row(&mut t, "int8 operators", "-", &r.n_integer.to_string(), &weighted.join(", "));
-        row(&mut t, "MACs in int8", "-", &percent(r.integer_macs, r.macs), "");
+        self.operator_rows(&mut t);
         self.kept_rows(&mut t);
         for (i, o) in r.outputs.iter().take(MAX_OUTPUTS).enumerate() {
             let name = if r.outputs.len() > 1 { format!("{}: ", o.name) } else { String::new() };
@@ -94,7 +95,8 @@ impl Summary {
             long_row(&mut t, "", &format!("{} more outputs, at least {}", rest.len(), decibels(worst)));
         }
         if r.outputs.is_empty() {
-            long_row(&mut t, "output error", "not measured: no output could be computed");
+            let why = if self.is_static { "no output could be computed" } else { "no data was given (--calib)" };
+            long_row(&mut t, "output error", &format!("not measured: {why}"));
         }
         if r.holdout_is_calibration {
             long_row(&mut t, "", "measured on the calibration samples, since none were held out");
@@ -106,6 +108,25 @@ impl Summary {
         let label = if self.peak_memory.is_some() { "time / peak memory" } else { "time" };
         long_row(&mut t, label, &format!("{:.1} s{memory}", self.elapsed.as_secs_f64()));
         t
+    }
+
+    /// What became integers.
+    fn operator_rows(&self, t: &mut String) {
+        let r = &self.report;
+        let nodes = |t: &mut String, added: &str| {
+            row(t, "nodes", &r.before.nodes.to_string(), &r.after.nodes.to_string(), added);
+        };
+        if self.is_static {
+            nodes(t, &format!("QuantizeLinear {}, DequantizeLinear {}", r.n_quantize, r.n_dequantize));
+            let weighted: Vec<String> = r.weighted.iter().map(|(op, (q, of))| format!("{op} {q} of {of}")).collect();
+            row(t, "int8 operators", "-", &r.n_integer.to_string(), &weighted.join(", "));
+            row(t, "MACs in int8", "-", &percent(r.integer_macs, r.macs), "");
+            return;
+        }
+        nodes(t, "");
+        let (before, after, bits) = weights::sizes(r);
+        row(t, "weights", &human_bytes(before), &human_bytes(after), &weights::counts(r));
+        row(t, "bits per weight", "32", &format!("{bits:.2}"), "scales included");
     }
 
     /// How many nodes stayed float, and why: one line per reason, the one with the most work first.
@@ -152,6 +173,7 @@ impl Summary {
             "quantize_linear": r.n_quantize,
             "dequantize_linear": r.n_dequantize,
             "macs": { "all": r.macs, "integer": r.integer_macs },
+            "weights": r.weights.iter().map(weights::weight_json).collect::<Vec<_>>(),
             "kept": r.kept.iter().map(|k| json!({
                 "node": k.node, "op_type": k.op_type, "code": k.code, "why": k.why, "macs": k.macs,
             })).collect::<Vec<_>>(),
@@ -279,7 +301,8 @@ mod tests {
             input: "in.onnx".into(),
             output: "out.onnx".into(),
             target: "ort-cpu".into(),
-            method: "mse",
+            method: "mse".into(),
+            is_static: true,
             bytes: (97_500_000, 24_600_000),
             report,
             elapsed: Duration::from_millis(12_400),

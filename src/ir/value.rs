@@ -45,7 +45,7 @@ pub trait TensorSource: Send + Sync + Any {
     fn dtype(&self) -> DType;
     /// Dimension sizes.
     fn shape(&self) -> &[usize];
-    /// Decodes the tensor. Called at most once.
+    /// Decodes the tensor, to the same elements at each call.
     ///
     /// # Errors
     /// The stored bytes do not fit the type and shape, or an external file cannot be read.
@@ -118,6 +118,17 @@ impl TensorRef {
         }
         let t = self.0.source.load()?;
         Ok(self.0.loaded.get_or_init(|| t))
+    }
+
+    /// The tensor, without keeping what is decoded for it: for whoever needs many large ones once.
+    ///
+    /// # Errors
+    /// See [`TensorSource::load`].
+    pub fn read(&self) -> Result<Tensor> {
+        match self.0.loaded.get() {
+            Some(t) => Ok(t.clone()),
+            None => self.0.source.load(),
+        }
     }
 
     /// What it was made of, for the exporter.

@@ -40,7 +40,7 @@ pub(super) type Store<'a> = &'a mut dyn FnMut(&TensorRef, Role) -> Result<Tensor
 pub(super) fn verbatim(tensor: &TensorRef, _: Role) -> Result<TensorProto> {
     match tensor.source().as_any().downcast_ref::<FileTensor>() {
         Some(file) => Ok(file.message.clone()),
-        None => to_message(tensor.get()?),
+        None => to_message(&tensor.read()?),
     }
 }
 

@@ -1,5 +1,8 @@
 //! Tensor data outside of the model file: where it may lie, and what of it a tensor takes.
 //!
+//! Each tensor's bytes are mapped when they are asked for and unmapped when nobody needs them any more: whoever goes
+//! through a large model tensor by tensor has only one of them in memory.
+//!
 //! A location is a path relative to the model's folder, and a model that was downloaded must not be able to name any
 //! other file of the machine: no absolute path, no `..`, and the file that it leads to, symbolic links followed, lies
 //! in the model's folder or in the folder of the file that the model itself links to (download caches keep both model
@@ -8,11 +11,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::proto::TensorProto;
-use super::read::map;
+use super::read::map_range;
 use crate::error::{Context, Result, WithHelp, anyhow, bail, ensure};
 
 /// Where the elements of a tensor lie outside of the model file.
@@ -45,14 +49,32 @@ impl Place {
     }
 }
 
-/// The data files of a model, each mapped once.
+/// A tensor's bytes in a data file.
+#[derive(Debug, Clone)]
+pub(super) struct Outside {
+    file: Arc<File>,
+    offset: u64,
+    length: usize,
+}
+
+impl Outside {
+    /// The bytes, mapped anew.
+    ///
+    /// # Errors
+    /// The file is shorter by now, or cannot be mapped.
+    pub(super) fn bytes(&self) -> Result<Bytes> {
+        map_range(&self.file, self.offset, self.length).context("external data")
+    }
+}
+
+/// The data files of a model, each opened once.
 #[derive(Debug, Default)]
 pub(super) struct Folder {
     /// The folders that data may lie in, canonical; none for a model without a folder.
     allowed: Vec<PathBuf>,
     base: PathBuf,
-    /// Mapped files by location, each with its canonical path.
-    files: BTreeMap<String, (PathBuf, Bytes)>,
+    /// Open files by location, each with its canonical path and its size.
+    files: BTreeMap<String, (PathBuf, Arc<File>, u64)>,
 }
 
 impl Folder {
@@ -74,31 +96,30 @@ impl Folder {
     }
 
     /// The bytes at `place`, of which there have to be `expected`.
-    pub(super) fn bytes(&mut self, place: &Place, expected: usize) -> Result<Bytes> {
-        let file = match self.files.get(&place.location) {
-            Some((_, file)) => file.clone(),
+    pub(super) fn find(&mut self, place: &Place, expected: usize) -> Result<Outside> {
+        let (file, size) = match self.files.get(&place.location) {
+            Some((_, file, size)) => (Arc::clone(file), *size),
             None => {
-                let (path, file) = self.open(&place.location)?;
-                self.files.insert(place.location.clone(), (path, file.clone()));
-                file
+                let (path, file, size) = self.open(&place.location)?;
+                self.files.insert(place.location.clone(), (path, Arc::clone(&file), size));
+                (file, size)
             }
         };
-        let size = u64::try_from(file.len())?;
         let length = match place.length {
             Some(length) => length,
             None => u64::try_from(expected)?,
         };
-        let end = place.offset.checked_add(length).filter(|&end| end <= size).ok_or_else(|| {
+        place.offset.checked_add(length).filter(|&end| end <= size).ok_or_else(|| {
             anyhow!("{} has {size} bytes, expected {length} from byte {}", place.location, place.offset)
         })?;
         ensure!(
             length == u64::try_from(expected)?,
             "{length} bytes of external data, expected {expected} by data type and shape"
         );
-        Ok(file.slice(usize::try_from(place.offset)?..usize::try_from(end)?))
+        Ok(Outside { file, offset: place.offset, length: expected })
     }
 
-    fn open(&self, location: &str) -> Result<(PathBuf, Bytes)> {
+    fn open(&self, location: &str) -> Result<(PathBuf, Arc<File>, u64)> {
         let inside = |c: Component<'_>| matches!(c, Component::Normal(_) | Component::CurDir);
         if self.allowed.is_empty() {
             bail!("external data {location:?}, but the model has no folder");
@@ -118,14 +139,19 @@ impl Folder {
             "external data {location:?} leads outside of the model's folder, to {}",
             real.display()
         );
-        let file = File::open(&real).with_context(|| format!("external data file {}", path.display()))?;
-        let bytes = map(&file).with_context(|| format!("external data file {}", path.display()))?;
-        Ok((real, bytes))
+        let open = || -> Result<_> {
+            let file = File::open(&real)?;
+            let meta = file.metadata()?;
+            ensure!(meta.is_file(), "is not a regular file");
+            Ok((Arc::new(file), meta.len()))
+        };
+        let (file, size) = open().with_context(|| format!("external data file {}", path.display()))?;
+        Ok((real, file, size))
     }
 
     /// The canonical paths of the files that were read.
     pub(super) fn into_paths(self) -> impl Iterator<Item = PathBuf> {
-        self.files.into_values().map(|(path, _)| path)
+        self.files.into_values().map(|(path, ..)| path)
     }
 }
 
@@ -159,9 +185,9 @@ mod tests {
         let secret = outer.path().join("secret").display().to_string();
         let mut folder = Folder::new(&inner).unwrap();
 
-        assert_eq!(&folder.bytes(&place("data", 2, Some(3)), 3).unwrap()[..], b"234");
-        assert_eq!(&folder.bytes(&place("./data", 0, None), 4).unwrap()[..], b"0123");
-        assert_eq!(&folder.bytes(&place("sub/data", 1, Some(2)), 2).unwrap()[..], b"bc");
+        assert_eq!(&folder.find(&place("data", 2, Some(3)), 3).unwrap().bytes().unwrap()[..], b"234");
+        assert_eq!(&folder.find(&place("./data", 0, None), 4).unwrap().bytes().unwrap()[..], b"0123");
+        assert_eq!(&folder.find(&place("sub/data", 1, Some(2)), 2).unwrap().bytes().unwrap()[..], b"bc");
         for (location, offset, length, expected, error) in [
             ("../secret", 0, None, 6, "outside of the model's folder"),
             ("sub/../../secret", 0, None, 6, "outside of the model's folder"),
@@ -176,7 +202,7 @@ mod tests {
             ("data", 0, Some(4), 3, "4 bytes of external data, expected 3"),
             ("data", 8, None, 3, "data has 10 bytes, expected 3 from byte 8"),
         ] {
-            let found = folder.bytes(&place(location, offset, length), expected).unwrap_err();
+            let found = folder.find(&place(location, offset, length), expected).unwrap_err();
             assert!(format!("{found:#}").contains(error), "{location}: {found:#}");
         }
     }
@@ -197,10 +223,10 @@ mod tests {
         symlink("../3", snapshot.join("other")).unwrap();
 
         let mut cache = Folder::of_model(&snapshot.join("model.onnx")).unwrap();
-        assert_eq!(&cache.bytes(&place("data", 0, None), 4).unwrap()[..], b"data");
-        assert!(cache.bytes(&place("other", 0, None), 4).is_err());
+        assert_eq!(&cache.find(&place("data", 0, None), 4).unwrap().bytes().unwrap()[..], b"data");
+        assert!(cache.find(&place("other", 0, None), 4).is_err());
         let mut plain = Folder::new(&snapshot).unwrap();
-        assert!(format!("{:#}", plain.bytes(&place("data", 0, None), 4).unwrap_err()).contains("leads outside"));
+        assert!(format!("{:#}", plain.find(&place("data", 0, None), 4).unwrap_err()).contains("leads outside"));
     }
 
     #[test]

@@ -10,9 +10,7 @@
 
 use std::collections::HashMap;
 
-use bytes::Bytes;
-
-use super::external::{Folder, Place};
+use super::external::{Folder, Outside, Place};
 use super::proto::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, SparseTensorProto,
     TensorProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType, tensor_shape_proto::dimension, type_proto,
@@ -259,8 +257,8 @@ impl Importer {
         Ok(value)
     }
 
-    fn fetch(&mut self, tensor: &TensorProto, size: usize) -> Result<Bytes> {
-        self.folder.bytes(&Place::of(tensor)?, size)
+    fn fetch(&mut self, tensor: &TensorProto, size: usize) -> Result<Outside> {
+        self.folder.find(&Place::of(tensor)?, size)
     }
 
     fn tensor(&mut self, tensor: TensorProto, unknown: Unknown) -> Result<TensorRef> {

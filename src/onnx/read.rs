@@ -16,7 +16,7 @@ use super::import::import;
 use super::proto::ModelProto;
 use super::residue::KeptModel;
 use super::unknown::{MODEL, scan};
-use crate::error::{Context, Result, WithHelp, anyhow, bail};
+use crate::error::{Context, Result, WithHelp, anyhow, bail, ensure};
 use crate::ir::Model;
 
 /// How much of a file is looked at to tell what it is.
@@ -85,6 +85,23 @@ pub(super) fn map(file: &File) -> Result<Bytes> {
     // the system ends us with a bus error; that is the known price of mapping, and we never write to an input.
     let map = unsafe { memmap2::Mmap::map(file) }.context("the file cannot be mapped")?;
     Ok(Bytes::from_owner(map))
+}
+
+/// Maps a part of a regular file.
+///
+/// # Errors
+/// The file ends before, or cannot be mapped.
+#[allow(unsafe_code, reason = "the only way to map a file")]
+pub(super) fn map_range(file: &File, offset: u64, length: usize) -> Result<Bytes> {
+    if length == 0 {
+        return Ok(Bytes::new());
+    }
+    // The file may have been shortened since its size was looked at, and memory behind its end cannot be read.
+    let end = offset.checked_add(u64::try_from(length)?);
+    ensure!(end.is_some_and(|end| file.metadata().is_ok_and(|m| end <= m.len())), "the file has become shorter");
+    // SAFETY: as for `map`.
+    let map = unsafe { memmap2::MmapOptions::new().offset(offset).len(length).map(file) };
+    Ok(Bytes::from_owner(map.context("the file cannot be mapped")?))
 }
 
 fn decode(bytes: Bytes, folder: Folder, origin: KeptModel) -> Result<Model> {

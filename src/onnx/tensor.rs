@@ -8,6 +8,7 @@
 use bytes::Bytes;
 use half::{bf16, f16};
 
+use super::external::Outside;
 use super::proto::{SparseTensorProto, TensorProto, tensor_proto::DataLocation};
 use super::unknown::Unknown;
 use crate::error::{Context, Result, anyhow, bail, ensure};
@@ -23,7 +24,7 @@ pub(super) struct FileTensor {
     /// The message, as it was read.
     pub(super) message: TensorProto,
     /// The elements, if they lie outside of the model file.
-    pub(super) outside: Option<Bytes>,
+    pub(super) outside: Option<Outside>,
     pub(super) unknown: Unknown,
     dtype: DType,
     shape: Vec<usize>,
@@ -37,7 +38,7 @@ impl FileTensor {
     pub(super) fn new(
         message: TensorProto,
         unknown: Unknown,
-        fetch: impl FnOnce(&TensorProto, usize) -> Result<Bytes>,
+        fetch: impl FnOnce(&TensorProto, usize) -> Result<Outside>,
     ) -> Result<Self> {
         let (dtype, shape) = header(&message)?;
         let n = count(&shape)?;
@@ -52,10 +53,13 @@ impl FileTensor {
     }
 
     /// The elements as `raw_data` would hold them, if the file does so.
-    pub(super) fn raw(&self) -> Option<Bytes> {
+    ///
+    /// # Errors
+    /// The file that they lie in cannot be read any more.
+    pub(super) fn raw(&self) -> Result<Option<Bytes>> {
         match &self.outside {
-            Some(bytes) => Some(bytes.clone()),
-            None => self.message.raw_data.clone(),
+            Some(outside) => outside.bytes().map(Some),
+            None => Ok(self.message.raw_data.clone()),
         }
     }
 }
@@ -68,7 +72,7 @@ impl TensorSource for FileTensor {
         &self.shape
     }
     fn load(&self) -> Result<Tensor> {
-        let data = match self.raw() {
+        let data = match self.raw()? {
             Some(raw) => from_raw(self.dtype, count(&self.shape)?, raw)?,
             None => from_lists(&self.message, self.dtype, count(&self.shape)?)?,
         };
@@ -98,7 +102,7 @@ impl SparseFileTensor {
     pub(super) fn new(
         message: SparseTensorProto,
         unknown: Unknown,
-        mut fetch: impl FnMut(&TensorProto, usize) -> Result<Bytes>,
+        mut fetch: impl FnMut(&TensorProto, usize) -> Result<Outside>,
     ) -> Result<Self> {
         let part = |tensor: &Option<TensorProto>, what: &str| {
             tensor.clone().ok_or_else(|| anyhow!("sparse tensor without {what}"))

@@ -21,7 +21,7 @@ use super::residue::KeptModel;
 use super::tensor::{FileTensor, is_external, raw_size, to_message, to_raw};
 use super::unknown::{MODEL, Unknown, splice};
 use crate::error::{Context, Result, WithHelp, anyhow, ensure};
-use crate::ir::{Model, TensorRef};
+use crate::ir::{Def, Model, TensorRef};
 
 /// Above this size a model's tensors go into an external file: protobuf ends at 2 GiB, and other tools want to add.
 const AUTO_EXTERNAL: usize = 1_500_000_000;
@@ -114,6 +114,9 @@ pub fn write(model: &Model, path: &Path, options: &WriteOptions) -> Result<()> {
 
 fn write_model(model: &Model, path: &Path, options: &WriteOptions) -> Result<()> {
     let target = target(model, path, &options.inputs)?;
+    if options.external != External::Never && is_large_and_new(model) {
+        return write_external(model, &target, &options.inputs);
+    }
     let (message, unknown) = export(model, &mut verbatim)?;
     let source = unchanged(model, &message, &unknown)?;
     let kept = model.residue.get::<KeptModel>();
@@ -144,6 +147,23 @@ fn write_model(model: &Model, path: &Path, options: &WriteOptions) -> Result<()>
         return replace(&target, &encode(&message, &unknown)?);
     }
     write_external(model, &target, &options.inputs)
+}
+
+/// Whether a model has changed and is to have external data, so that its tensors go there one at a time.
+fn is_large_and_new(model: &Model) -> bool {
+    let stored = || {
+        model.graph_ids().flat_map(|id| {
+            let g = model.graph(id);
+            g.initializers().iter().filter_map(|&v| match &g.value(v).def {
+                Def::Initializer(t) | Def::Overridable(t) => Some(t),
+                _ => None,
+            })
+        })
+    };
+    let in_a_file = |t: &TensorRef| t.source().as_any().is::<FileTensor>();
+    let size = stored().map(raw_size).fold(0, usize::saturating_add);
+    let had_external = model.residue.get::<KeptModel>().is_some_and(|k| k.files.len() > 1);
+    stored().any(|t| !in_a_file(t) && raw_size(t) >= MIN_EXTERNAL) && (size > AUTO_EXTERNAL || had_external)
 }
 
 /// The file that `path` leads to, which is none of the inputs.
@@ -190,15 +210,15 @@ fn has_external(message: &ModelProto) -> bool {
 fn inline(tensor: &TensorRef, _: Role) -> Result<TensorProto> {
     match tensor.source().as_any().downcast_ref::<FileTensor>() {
         Some(file) => Ok(match &file.outside {
-            Some(bytes) => TensorProto {
-                raw_data: Some(bytes.clone()),
+            Some(outside) => TensorProto {
+                raw_data: Some(outside.bytes()?),
                 external_data: Vec::new(),
                 data_location: None,
                 ..file.message.clone()
             },
             None => file.message.clone(),
         }),
-        None => to_message(tensor.get()?),
+        None => to_message(&tensor.read()?),
     }
 }
 
@@ -261,10 +281,12 @@ fn header(tensor: &TensorRef) -> Result<TensorProto> {
 
 /// The elements as an external file holds them; `None` for strings.
 fn raw(tensor: &TensorRef) -> Result<Option<Bytes>> {
-    if let Some(raw) = tensor.source().as_any().downcast_ref::<FileTensor>().and_then(FileTensor::raw) {
+    if let Some(file) = tensor.source().as_any().downcast_ref::<FileTensor>()
+        && let Some(raw) = file.raw()?
+    {
         return Ok(Some(raw));
     }
-    Ok(to_raw(tensor.get()?))
+    Ok(to_raw(&tensor.read()?))
 }
 
 /// Writes a file so that its name always leads to all of it.

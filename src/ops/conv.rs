@@ -40,7 +40,7 @@ pub(super) fn group(attrs: &Attrs) -> Result<usize> {
 ///
 /// # Errors
 /// The shapes and attributes contradict each other.
-pub(super) fn geometry(attrs: &Attrs, x: (&str, &[usize]), w: (&str, &[usize])) -> Result<Geometry> {
+pub(crate) fn geometry(attrs: &Attrs, x: (&str, &[usize]), w: (&str, &[usize])) -> Result<Geometry> {
     let ((x_name, x), (w_name, w)) = (x, w);
     ensure!(x.len() >= 3, "{x_name} has shape {x:?}, expected at least rank 3");
     ensure!(w.len() == x.len(), "{w_name} has shape {w:?}, expected rank {} as {x_name} has", x.len());

@@ -4,6 +4,7 @@
 //! - A pure node whose inputs are all stored is evaluated; its outputs become initializers.
 //! - Never through `DequantizeLinear`: what is stored quantized is meant to stay so. Never an operator with bodies.
 //! - A result of more than 64 KiB and more than twice its inputs' bytes is not stored: the file would grow.
+//! - Where the caller reads through a `Transpose` of a stored tensor, that is not folded above 64 KiB.
 //! - Graph outputs stay nodes: not every runtime takes a graph whose output is an initializer.
 //!
 //! Function bodies, which store nothing, are left alone.
@@ -44,7 +45,7 @@ impl Pass for FoldConstants {
                     changed = true;
                     continue;
                 }
-                match folded(model, id, n) {
+                match folded(model, id, n, ctx.keep_transposed) {
                     Ok(tensors) => {
                         store(model, id, n, tensors);
                         changed = true;
@@ -58,7 +59,7 @@ impl Pass for FoldConstants {
 }
 
 /// What a node always gives, for each output that is there.
-fn folded(model: &Model, id: GraphId, n: NodeId) -> Match<Vec<TensorRef>> {
+fn folded(model: &Model, id: GraphId, n: NodeId, keep_transposed: bool) -> Match<Vec<TensorRef>> {
     let g = model.graph(id);
     let node = g.node(n);
     let outputs = g.node_outputs(n);
@@ -82,6 +83,7 @@ fn folded(model: &Model, id: GraphId, n: NodeId) -> Match<Vec<TensorRef>> {
         .map(|v| v.map_or(Ok(None), |v| pattern::constant(model, id, v).map(Some).ok_or(Skip::No)))
         .collect::<Match<Vec<_>>>()?;
     let n_bytes: usize = stored.iter().flatten().map(|t| t.len().saturating_mul(t.dtype().bits().max(8) / 8)).sum();
+    require(!(keep_transposed && node.is("Transpose") && n_bytes > SMALL))?;
     let too_large = |bytes: usize| bytes > SMALL && bytes > 2 * n_bytes;
     let expected = outputs.iter().flatten().filter_map(|&v| fixed_bytes(g.value(v).ty.as_ref())).sum();
     if too_large(expected) {

@@ -49,6 +49,8 @@ pub struct Ctx<'a> {
     pub opset_floor: i64,
     /// Whether what is computed in half precision is to be computed in float32.
     pub widen_float16: bool,
+    /// Whether a stored matrix that is transposed stays as it is, rather than being stored a second time.
+    pub keep_transposed: bool,
     reported: HashSet<(&'static str, String)>,
 }
 
@@ -56,7 +58,7 @@ impl<'a> Ctx<'a> {
     /// With the opset version that per-axis quantization needs.
     #[must_use]
     pub fn new(sink: &'a mut Sink) -> Self {
-        Ctx { sink, opset_floor: 13, widen_float16: true, reported: HashSet::new() }
+        Ctx { sink, opset_floor: 13, widen_float16: true, keep_transposed: false, reported: HashSet::new() }
     }
 
     /// With another opset version that the model must have at least.
@@ -70,6 +72,13 @@ impl<'a> Ctx<'a> {
     #[must_use]
     pub fn widen_float16(mut self, widen: bool) -> Self {
         self.widen_float16 = widen;
+        self
+    }
+
+    /// With stored matrices that are transposed left as they are, for whoever reads through the `Transpose`.
+    #[must_use]
+    pub fn keep_transposed(mut self, keep: bool) -> Self {
+        self.keep_transposed = keep;
         self
     }
 

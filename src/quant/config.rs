@@ -7,8 +7,22 @@ use crate::error::{Result, WithHelp, bail};
 use crate::ir::Model;
 use crate::ops::quant_rule::{CAST, QUANTIZED};
 
+/// What becomes integers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Weights and activations, with ranges from calibration.
+    #[default]
+    Static,
+    /// Weights only.
+    WeightOnly(super::weight_only::Options),
+    /// Weights, and activations with the range that they have at each run.
+    Dynamic(super::dynamic::Options),
+}
+
 /// Choices for one run.
 pub struct Config {
+    /// What becomes integers.
+    pub mode: Mode,
     /// The runtime that the model is for.
     pub target: Target,
     /// How ranges are chosen.
@@ -29,6 +43,7 @@ impl Config {
     /// There is no such target.
     pub fn new(target: &str) -> Result<Self> {
         Ok(Config {
+            mode: Mode::Static,
             target: Target::named(target)?,
             method: Method::default(),
             exclude: Box::new(|_, _| None),

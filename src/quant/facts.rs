@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::plan::Place;
 use crate::error::Result;
 use crate::interp::{CompileOptions, Program, RunOptions};
-use crate::ir::{GraphId, Model, ValueId};
+use crate::ir::{Def, GraphId, Model, ValueId};
 use crate::ops::Item;
 use crate::tensor::{DType, Tensor};
 
@@ -30,6 +30,17 @@ impl Facts {
             }
             Ok(())
         })?;
+        // What a body uses of the graph around it is made there. An owner comes before its bodies.
+        for id in model.graph_ids() {
+            let g = model.graph(id);
+            for v in g.values() {
+                if let Def::Capture(outer, source) = g.value(v).def
+                    && let Some(known) = values.get(&(outer, source)).cloned()
+                {
+                    values.insert((id, v), known);
+                }
+            }
+        }
         Ok(Facts { values })
     }
 

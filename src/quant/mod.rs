@@ -4,8 +4,10 @@ pub mod algo;
 pub mod annotate;
 pub mod check;
 pub mod config;
+pub mod dynamic;
 pub mod facts;
 pub mod importance;
+pub mod lazy;
 pub mod measure;
 pub mod params;
 pub mod plan;
@@ -15,6 +17,7 @@ pub mod report;
 pub mod search;
 pub mod solve;
 pub mod target;
+pub mod weight_only;
 
 use crate::calibrate::dataset::Dataset;
 use crate::diag::Sink;
@@ -23,7 +26,7 @@ use crate::interp::{CompileOptions, Program};
 use crate::ir::{Def, Model};
 use crate::passes;
 
-pub use config::{Config, refuse_unsuitable};
+pub use config::{Config, Mode, refuse_unsuitable};
 pub use plan::QuantPlan;
 pub use progress::{Progress, Quiet};
 pub use report::Report;
@@ -54,7 +57,7 @@ pub struct Quantized {
 /// Most samples that the held-out error is measured on.
 const MAX_HOLDOUT: usize = 64;
 
-/// Quantizes a model: static, QDQ form. `observer` sees the model after each pass that changed it and after each stage
+/// Quantizes a model in the mode of the configuration. `observer` sees the model after each pass that changed it and after each stage
 /// (`prepare`, `quantize`).
 ///
 /// # Errors
@@ -68,6 +71,12 @@ pub fn quantize(
     sink: &mut Sink,
 ) -> Result<Quantized> {
     refuse_unsuitable(&model)?;
+    if let Mode::WeightOnly(options) = config.mode {
+        return weight_only::run(model, options, config, data, progress, observer, sink);
+    }
+    if let Mode::Dynamic(options) = config.mode {
+        return dynamic::run(model, options, config, data, progress, observer, sink);
+    }
     let mut report = Report { before: report::Side::of(&model), ..Report::default() };
     ensure!(!data.calibration.is_empty(), "there are no calibration samples");
     close_inputs(&mut model, sink);

@@ -1,10 +1,12 @@
 //! What a run did, as data: the command line prints it as a table or as JSON.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use super::lazy::Job;
 use super::measure::OutputError;
 use super::plan::{Decision, QuantPlan};
-use crate::ir::Model;
+use crate::ir::{Model, Node};
 use crate::ops::QuantRule;
 use crate::ops::quant_rule;
 
@@ -46,6 +48,29 @@ pub struct Kept {
     pub macs: u64,
 }
 
+/// A weight that is stored as integers in blocks.
+#[derive(Debug, Clone)]
+pub struct StoredWeight {
+    /// The node that reads it.
+    pub node: String,
+    /// Its operator.
+    pub op_type: String,
+    /// Elements.
+    pub len: usize,
+    /// Whether another node of the list has brought the same integers into the model.
+    pub is_copy: bool,
+    /// What makes it; says how far it is off once it was written.
+    pub job: Arc<Job>,
+}
+
+impl StoredWeight {
+    /// What a node reads.
+    #[must_use]
+    pub fn of(node: &Node, job: &Arc<Job>, len: usize, is_copy: bool) -> Self {
+        StoredWeight { node: node.label(), op_type: node.op_type.clone(), len, is_copy, job: Arc::clone(job) }
+    }
+}
+
 /// What a run did.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
@@ -65,6 +90,8 @@ pub struct Report {
     pub macs: u64,
     /// Those in integers.
     pub integer_macs: u64,
+    /// Weights in blocks (weight-only), in the order of execution.
+    pub weights: Vec<StoredWeight>,
     /// Nodes that stayed float, in the order of execution.
     pub kept: Vec<Kept>,
     /// Error of the outputs on held-out samples.

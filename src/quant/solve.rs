@@ -18,7 +18,7 @@ use crate::calibrate::dataset::Dataset;
 use crate::diag::Sink;
 use crate::error::{At, Context, Location, Result, WithHelp, anyhow, bail};
 use crate::interp::{CompileOptions, Program, RunOptions};
-use crate::ir::{GraphId, Model, NodeId, ValueId};
+use crate::ir::{Def, GraphId, Model, NodeId, ValueId};
 use crate::ops::{Item, QuantRule, lookup};
 use crate::passes;
 
@@ -82,7 +82,23 @@ pub fn observe(
             );
         }
     }
-    Ok(trackers.par_iter().map(|(&place, t)| (place, Stats::from(t))).collect())
+    let mut observed: Observed = trackers.par_iter().map(|(&place, t)| (place, Stats::from(t))).collect();
+    for id in model.graph_ids() {
+        for place in model.graph(id).values().map(|v| (id, v)) {
+            if let Some(&stats) = observed.get(&root(model, place)) {
+                observed.insert(place, stats);
+            }
+        }
+    }
+    Ok(observed)
+}
+
+/// Where a captured value is made; the place itself for any other.
+fn root(model: &Model, (mut g, mut v): Place) -> Place {
+    while let Def::Capture(outer, source) = model.graph(g).value(v).def {
+        (g, v) = (outer, source);
+    }
+    (g, v)
 }
 
 /// What calibration kept of each tensor.
@@ -100,7 +116,9 @@ pub fn track(
     data: &dyn Dataset,
     progress: &dyn Progress,
 ) -> Result<Trackers> {
-    let places = observable(model, &config.target, facts, excluded)?;
+    let mut places = observable(model, &config.target, facts, excluded)?;
+    // What a body uses of the graph around it is observed where it is made.
+    places.extend(places.iter().map(|&p| root(model, p)).collect::<Vec<_>>());
     let is_weighted = config.method.calibrator.is_weighted;
     let mut weights = if is_weighted { importance(model, &places, facts)? } else { BTreeMap::new() };
     // One for each tensor, not for each thread: what a tracker keeps does not depend on the order of the samples, so all

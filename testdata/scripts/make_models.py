@@ -275,6 +275,69 @@ def branches():
 
 
 @model
+def loop_body():
+    """A Loop whose body has Gemms of its own: the state passes through them at each of four steps."""
+    net = Net("loop_body")
+    x = net.op("Tanh", [net.gemm(net.input("x", ["N", 6]), "before", 6, 8)], "tanh")
+    body = Net("loop_body.body")
+    h = body.op("Relu", [body.gemm("state_in", "step", 8, 8)], "step_relu")
+    h = body.gemm(h, "mix", 8, 8)
+    body.op("Identity", ["go_in"], "go_out")
+    body.op("Tanh", [h], "state_out")
+    graph = helper.make_graph(
+        body.nodes,
+        "body",
+        [
+            helper.make_tensor_value_info("iteration", INT64, []),
+            helper.make_tensor_value_info("go_in", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state_in", FLOAT, ["N", 8]),
+        ],
+        [
+            helper.make_tensor_value_info("go_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state_out", FLOAT, ["N", 8]),
+        ],
+        body.weights,
+    )
+    trips, go = net.constant("trips", np.array(4, np.int64)), net.constant("go", np.array(True))
+    x = net.op("Loop", [trips, go, x], "looped", body=graph)
+    net.output(net.gemm(x, "y", 8, 4), ["N", 4])
+    return Made(net.done(), {"x": net.random(16, (6,))})
+
+
+@model
+def scan_body():
+    """A Scan over time whose body is a plain recurrent cell made of Gemms; it reads a value from outside, too."""
+    net = Net("scan_body")
+    x = net.op("Transpose", [net.input("x", ["N", 5, 6])], "steps", perm=[1, 0, 2])
+    start = net.op("ReduceMean", [x], "start", axes=[0], keepdims=0)
+    outer = net.op("Relu", [net.gemm(start, "first", 6, 8)], "outer")
+    body = Net("scan_body.body")
+    a, b = body.gemm("h_in", "recurrence", 8, 8), body.gemm("x_in", "input", 6, 8)
+    h = body.op("Tanh", [body.op("Add", [a, b], "sum")], "h_out")
+    h = body.op("Relu", [body.op("Add", [h, outer], "with_outer")], "seen")
+    body.gemm(h, "y_out", 8, 4)
+    graph = helper.make_graph(
+        body.nodes,
+        "body",
+        [
+            helper.make_tensor_value_info("h_in", FLOAT, ["N", 8]),
+            helper.make_tensor_value_info("x_in", FLOAT, ["N", 6]),
+        ],
+        [
+            helper.make_tensor_value_info("h_out", FLOAT, ["N", 8]),
+            helper.make_tensor_value_info("y_out", FLOAT, ["N", 4]),
+        ],
+        body.weights,
+    )
+    net.nodes.append(
+        helper.make_node("Scan", [outer, x], ["last", "each"], name="scan", body=graph, num_scan_inputs=1)
+    )
+    net.output("last", ["N", 8])
+    net.output("each", [5, "N", 4])
+    return Made(net.done(), {"x": net.random(16, (5, 6))})
+
+
+@model
 def shared_outputs():
     """A Conv output that is also a graph output, a Relu before a fork, an initializer as graph output, and a weight
     that callers may override because it is a graph input too."""

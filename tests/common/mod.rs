@@ -9,6 +9,7 @@
 
 pub mod backend_data;
 pub mod compare;
+pub mod models;
 pub mod npz;
 pub mod ort;
 pub mod pb;

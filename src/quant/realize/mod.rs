@@ -1,3 +1,5 @@
 //! Output forms: the only step that edits a model for quantization.
 
+pub mod dynamic;
 pub mod qdq;
+pub mod weight_only;

@@ -1,0 +1,97 @@
+//! Half-quadratic quantization: scale and zero point of a block without data, in a norm that forgives outliers.
+//!
+//! Paper: Badri and Shaji 2023, *Half-Quadratic Quantization of Large Machine Learning Models*. The error is split into
+//! a sparse part `e`, found by shrinking in the norm `p < 1`, and a rest that is fitted in squares, by turns, while the
+//! weight of the second grows. Deviation: the paper fits a real zero point at a fixed scale; ONNX's zero points are
+//! whole numbers and signed types have none, so the scale is fitted as well, and the zero point is rounded.
+
+use super::blocks::{Params, Scheme, covering, fit as least_squares};
+
+/// The norm.
+const P: f32 = 0.7;
+/// The first weight of the squares, relative to a step of the quantizer, and its growth.
+const BETA: f32 = 1.0;
+const KAPPA: f32 = 1.05;
+const ROUNDS: usize = 20;
+
+/// `argmin |e|^p + beta/2 (e - x)^2`, the generalized soft threshold.
+fn shrink(x: f32, beta: f32) -> f32 {
+    if x == 0.0 {
+        return 0.0;
+    }
+    x.signum() * (x.abs() - x.abs().powf(P - 1.0) / beta).max(0.0)
+}
+
+/// The error in the norm, in units of `unit`.
+fn norm(x: &[f32], p: Params, scheme: Scheme, unit: f32) -> f32 {
+    x.iter().map(|&x| ((x - (p.code(x, scheme) - p.zero) * p.scale) / unit).abs().powf(P)).sum()
+}
+
+/// Scale and zero point of a block.
+#[must_use]
+pub fn fit(x: &[f32], scheme: Scheme) -> Params {
+    let ones = vec![1.0f32; x.len()];
+    let start = least_squares(x, &ones, scheme);
+    let Some(unit) = covering(x, scheme, 1.0).map(|p| p.scale) else { return start };
+    let (mut best, mut least) = (start, norm(x, start, scheme, unit));
+    let (mut p, mut beta) = (start, BETA);
+    let (lo, hi) = scheme.codes();
+    for _ in 0..ROUNDS {
+        // Moments of the codes and of the weight without its sparse error.
+        let (mut q1, mut q2, mut w1, mut wq) = (0f32, 0f32, 0f32, 0f32);
+        for &x in x {
+            let c = p.code(x, scheme);
+            let e = unit * shrink((x - (c - p.zero) * p.scale) / unit, beta);
+            let (q, w) = (if scheme.is_symmetric() { c - p.zero } else { c }, x - e);
+            q1 += q;
+            q2 += q * q;
+            w1 += w;
+            wq += w * q;
+        }
+        let n = x.len() as f32;
+        let mut next = p;
+        if scheme.is_symmetric() {
+            next.scale = wq / q2;
+        } else {
+            // A line through the codes: slope and the code of zero.
+            next.scale = (wq - w1 * q1 / n) / (q2 - q1 * q1 / n);
+            next.zero = ((q1 - w1 / next.scale) / n).round_ties_even().clamp(lo, hi);
+        }
+        if !next.scale.is_finite() || next.scale < f32::MIN_POSITIVE || !next.zero.is_finite() || next == p {
+            break;
+        }
+        p = next;
+        let error = norm(x, p, scheme, unit);
+        if error < least {
+            (best, least) = (p, error);
+        }
+        beta *= KAPPA;
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::DType;
+
+    #[test]
+    fn an_outlier_costs_less_than_with_squares() {
+        // Values on a grid of 0.1, and one far away from it that cannot be met.
+        for dtype in [DType::I4, DType::U4] {
+            let scheme = Scheme { dtype, block: 32 };
+            let mut x: Vec<f32> = (0..31).map(|i| (i % 13) as f32 * 0.1 - 0.6).collect();
+            x.push(1.13);
+            let (h, s) = (fit(&x, scheme), least_squares(&x, &[1.0; 32], scheme));
+            assert!(norm(&x, h, scheme, 0.1) <= norm(&x, s, scheme, 0.1), "{dtype}");
+            assert!((h.scale - 0.1).abs() < 0.03, "{dtype}: {h:?}");
+        }
+        assert_eq!(fit(&[0.0; 8], Scheme { dtype: DType::U4, block: 8 }).scale, 1.0);
+    }
+
+    #[test]
+    fn shrinking_keeps_large_errors_and_drops_small_ones() {
+        assert_eq!(shrink(0.1, 1.0), 0.0);
+        assert!((shrink(100.0, 1.0) - 100.0).abs() < 1.0);
+    }
+}

@@ -1,0 +1,476 @@
+//! Weight-only quantization: stored integers in blocks, activations stay float. For models whose time goes into reading
+//! weights, such as language models.
+//!
+//! Needs data only for GPTQ and AWQ. Other weights are made when they are written (see [`super::lazy`]), so a model of any size takes the memory
+//! of its largest weight.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::algo::awq;
+use super::algo::block_gptq::{gptq, importance};
+use super::algo::blocks::{Blocked, Method, Scheme, Weight};
+use super::algo::compensate::{DAMPING, Factor, Order};
+use super::algo::moments::{self, Gathered, Limits, Moments};
+use super::config::Config;
+use super::lazy::{Form, Job, Origin};
+use super::measure::{Reference, worst_sqnr};
+use super::plan::{Decision, NodePlace, NodePlan, Place, QuantPlan};
+use super::realize::weight_only::{Item, Matrix, Use, gathers_rows, gemm_obstacle, matrix, realize};
+use super::report::{Kept, Report, StoredWeight};
+use super::{Data, Progress, Quantized, solve};
+use crate::diag::Sink;
+use crate::error::{Location, Result, bail, ensure};
+use crate::ir::{GraphId, Model, NodeId, TensorRef};
+use crate::ops::{QuantRule, WeightAxis, lookup};
+use crate::passes;
+use crate::tensor::DType;
+
+/// Where the integers of a product stand in the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// Blocked `DequantizeLinear`, ONNX's own operators only.
+    Qdq,
+    /// `MatMulNBits` and `GatherBlockQuantized` of ONNX Runtime.
+    NBits,
+}
+
+/// How scales and integers are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Algorithm {
+    /// Round to nearest, with the scale of the least squared error.
+    Rtn,
+    /// Half-quadratic ([`super::algo::hqq`]).
+    Hqq,
+    /// Error compensation ([`super::algo::block_gptq`]); needs data.
+    Gptq,
+    /// Activation-aware scaling ([`super::algo::awq`]); needs data.
+    Awq,
+}
+
+impl Algorithm {
+    /// Whether it looks at what flows through the model.
+    #[must_use]
+    pub fn needs_data(self) -> bool {
+        matches!(self, Algorithm::Gptq | Algorithm::Awq)
+    }
+
+    /// How what it leaves is rounded.
+    fn method(self) -> Method {
+        if self == Algorithm::Hqq { Method::Hqq } else { Method::Rtn }
+    }
+}
+
+/// How weights are quantized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// int8, uint8, int4, uint4, int2 or uint2.
+    pub dtype: DType,
+    /// A power of two from 16 to 256.
+    pub block: usize,
+    /// How scales and integers are chosen.
+    pub algorithm: Algorithm,
+    /// The form that is written.
+    pub output: Output,
+}
+
+impl Options {
+    /// Options for a type, with its usual block size.
+    #[must_use]
+    pub fn new(dtype: DType) -> Self {
+        let block = if dtype.bits() == 8 { 128 } else { 32 };
+        Options { dtype, block, algorithm: Algorithm::Rtn, output: Output::Qdq }
+    }
+
+    fn check(&self) -> Result<()> {
+        use DType::{I2, I4, I8, U2, U4, U8};
+        ensure!(
+            matches!(self.dtype, I8 | U8 | I4 | U4 | I2 | U2),
+            "weights cannot be stored as {}; int8, uint8, int4, uint4, int2 and uint2 can",
+            self.dtype
+        );
+        ensure!(
+            self.block.is_power_of_two() && (16..=256).contains(&self.block),
+            "block size {} is not a power of two from 16 to 256, which runtimes have kernels for",
+            self.block
+        );
+        Ok(())
+    }
+
+    /// The opset that the form needs.
+    fn opset(&self) -> i64 {
+        match (self.output, self.dtype.bits()) {
+            (Output::NBits, _) => 0,
+            (Output::Qdq, 2) => 25,
+            (Output::Qdq, _) => 21,
+        }
+    }
+
+    /// How a product's weight is stored.
+    fn product(&self) -> Form {
+        if self.output == Output::NBits { Form::Packed } else { Form::Columns }
+    }
+
+    /// How a table is stored: 2 bits are too few for what is looked up, and no operator of ONNX gathers 4.
+    fn table(&self, width: usize) -> (Scheme, Form) {
+        if self.output == Output::Qdq {
+            return (Scheme { dtype: DType::I8, block: width.max(1) }, Form::Rows);
+        }
+        let dtype = match (self.dtype, width % 2) {
+            (DType::I8 | DType::U8, _) => self.dtype,
+            (_, 1) => DType::I8,
+            (DType::U4 | DType::U2, _) => DType::U4,
+            _ => DType::I4,
+        };
+        (Scheme { dtype, block: self.block }, Form::Table)
+    }
+}
+
+/// Samples that statistics are gathered from.
+const MAX_SAMPLES: usize = 128;
+
+/// What is done with a node.
+pub(super) enum Choice {
+    /// A product with a stored matrix; whether that is `[K, N]`.
+    Product(Matrix, bool),
+    /// Rows of a stored table.
+    Lookup(Matrix),
+    /// Stays as it is, without a word where it has no weight.
+    Float(Option<(&'static str, String)>),
+}
+
+/// Quantizes the weights of a model. Data, if there is any, serves to measure the result.
+///
+/// # Errors
+/// The options are not possible, a conversion of the model fails, or it does not run on the samples.
+pub fn run(
+    mut model: Model,
+    options: Options,
+    config: &Config,
+    data: &Data<'_>,
+    progress: &dyn Progress,
+    observer: &mut dyn FnMut(&str, &Model),
+    sink: &mut Sink,
+) -> Result<Quantized> {
+    options.check()?;
+    let mut report = Report { before: super::report::Side::of(&model), is_floor_met: true, ..Report::default() };
+    super::close_inputs(&mut model, sink);
+    let floor = config.target.opset.max(options.opset());
+    let mut ctx = passes::Ctx::new(sink).opset_floor(floor).keep_transposed(true);
+    passes::manager::run(&mut model, &passes::PREPARE, &mut ctx, observer)?;
+    crate::infer::infer(&mut model, sink)?;
+    observer("prepare", &model);
+
+    let chosen = choices(&model, config, options)?;
+    let second = if options.algorithm.needs_data() {
+        ensure!(
+            !data.calibration.is_empty(),
+            "this algorithm needs data: give samples (--calib DATA), or choose rtn or hqq, which need none"
+        );
+        progress.begin("gathering statistics", 1);
+        let found = Second::gather(&model, &chosen, data, config.threads)?;
+        progress.end();
+        Some(found)
+    } else {
+        None
+    };
+    let items = plan(&model, chosen, options, second.as_ref(), &mut report, sink)?;
+    let mut emitted = model.clone();
+    realize(&mut emitted, &items)?;
+    passes::manager::run(&mut emitted, &passes::CLEANUP, &mut passes::Ctx::new(sink), &mut |_, _| {})?;
+    measure(&model, &emitted, config, data, progress, &mut report)?;
+    report.after = super::report::Side::of(&emitted);
+    observer("quantize", &emitted);
+    Ok(Quantized { model: emitted, prepared: model, plan: QuantPlan::default(), report })
+}
+
+/// The error of the outputs on held-out samples, if there are any.
+pub(super) fn measure(
+    model: &Model,
+    emitted: &Model,
+    config: &Config,
+    data: &Data<'_>,
+    progress: &dyn Progress,
+    report: &mut Report,
+) -> Result<()> {
+    if data.holdout.is_empty() {
+        return Ok(());
+    }
+    progress.begin("measuring the result", 2);
+    let reference = Reference::new(&solve::compile(model)?, data.holdout, super::MAX_HOLDOUT, config.threads)?;
+    progress.advance(1);
+    report.outputs = reference.compare(&solve::compile(emitted)?, usize::MAX, config.threads)?;
+    progress.end();
+    if let Some(o) = report.outputs.iter().find(|o| o.is_broken) {
+        bail!("the quantized model's output \"{}\" is not finite or has another shape", o.name);
+    }
+    report.is_floor_met = worst_sqnr(&report.outputs) >= config.min_sqnr_db;
+    report.n_calibration = data.calibration.len();
+    report.n_holdout = reference.len();
+    report.holdout_is_calibration = data.is_shared;
+    Ok(())
+}
+
+/// What can be done with each node.
+fn choices(model: &Model, config: &Config, options: Options) -> Result<Vec<(NodePlace, Choice)>> {
+    let excluded = config.excluded(model);
+    let mut chosen = Vec::new();
+    for id in model.graph_ids() {
+        for n in model.graph(id).order()? {
+            let choice = match excluded.get(&(id, n)) {
+                Some((code, why)) => Choice::Float(Some((code, why.clone()))),
+                None => choose(model, id, n, 8 * options.block),
+            };
+            chosen.push(((id, n), choice));
+        }
+    }
+    Ok(chosen)
+}
+
+/// What data says of the inputs of products.
+struct Second {
+    gathered: Gathered,
+    threads: usize,
+}
+
+impl Second {
+    fn gather(model: &Model, chosen: &[(NodePlace, Choice)], data: &Data<'_>, threads: usize) -> Result<Self> {
+        let products = chosen.iter().filter(|(_, c)| matches!(c, Choice::Product(..)));
+        let integer = |place| NodePlan { place, decision: Decision::Integer, weight: None, macs: 0 };
+        let plan = QuantPlan { nodes: products.map(|(p, _)| integer(*p)).collect(), ..QuantPlan::default() };
+        let needs = moments::needs(model, &plan, model);
+        let limits = Limits { samples: MAX_SAMPLES, ..Limits::default() };
+        let gathered = moments::gather(model, &needs, data.calibration, limits, threads)?;
+        Ok(Second { gathered, threads })
+    }
+
+    fn of(&self, place: NodePlace, k: usize) -> Option<&Moments> {
+        self.gathered.of(place).and_then(<[_]>::first).filter(|m| m.k == k)
+    }
+
+    /// The integers of one weight.
+    fn gptq(
+        &self,
+        place: NodePlace,
+        stored: &TensorRef,
+        w: (usize, usize, bool),
+        scheme: Scheme,
+    ) -> Result<Option<Blocked>> {
+        let (n, k, is_kn) = w;
+        let Some(m) = self.of(place, k) else { return Ok(None) };
+        let tensor = stored.read()?;
+        let weight = Weight { data: tensor.slice()?, n, k, is_kn };
+        let factor = m.is_full().then(|| Factor::new(self.threads, &m.h, k, Order::Energy, DAMPING)).transpose()?;
+        gptq(&weight, scheme, m, factor.as_ref(), self.threads).map(Some)
+    }
+
+    /// The factors of the input channels, for each input that products read.
+    fn awq(&self, chosen: &[(NodePlace, Choice)], scheme: Scheme) -> Result<BTreeMap<usize, Arc<Vec<f32>>>> {
+        let mut groups: BTreeMap<usize, Vec<(NodePlace, &Matrix, bool)>> = BTreeMap::new();
+        for (place, c) in chosen {
+            if let (Choice::Product(m, is_kn), Some(source)) = (c, self.gathered.source(*place)) {
+                groups.entry(source).or_default().push((*place, m, *is_kn));
+            }
+        }
+        let mut found = BTreeMap::new();
+        for (source, members) in groups {
+            let tensors = members.iter().map(|(_, m, _)| m.tensor.read()).collect::<Result<Vec<_>>>()?;
+            let mut weights = Vec::new();
+            for (t, (_, m, is_kn)) in tensors.iter().zip(&members) {
+                let (n, k) = sides(m, *is_kn);
+                weights.push(Weight { data: t.slice()?, n, k, is_kn: *is_kn });
+            }
+            let Some(m) = members.first().zip(weights.first()).and_then(|(f, w)| self.of(f.0, w.k)) else { continue };
+            if let Some(f) = awq::factors(&weights, scheme, m, self.threads)? {
+                found.insert(source, Arc::new(f));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Output and input channels.
+fn sides(m: &Matrix, is_kn: bool) -> (usize, usize) {
+    let (rows, columns) = (m.tensor.shape()[0], m.tensor.shape()[1]);
+    if is_kn { (columns, rows) } else { (rows, columns) }
+}
+
+/// Chooses what is stored how, and says what stays float.
+fn plan(
+    model: &Model,
+    chosen: Vec<(NodePlace, Choice)>,
+    options: Options,
+    second: Option<&Second>,
+    report: &mut Report,
+    sink: &mut Sink,
+) -> Result<Vec<Item>> {
+    let tied = tied(&chosen, options);
+    let scaled = match second.filter(|_| options.algorithm == Algorithm::Awq) {
+        Some(s) => s.awq(&chosen, Scheme { dtype: options.dtype, block: options.block })?,
+        None => BTreeMap::new(),
+    };
+    let mut jobs: BTreeMap<(Place, bool, Kind, Option<usize>), Arc<Job>> = BTreeMap::new();
+    let mut items = Vec::new();
+    for (place, choice) in chosen {
+        let node = model.graph(place.0).node(place.1);
+        let (m, is_kn, usage) = match choice {
+            Choice::Product(m, is_kn) => (m, is_kn, Use::Product),
+            Choice::Lookup(m) => (m, false, Use::Lookup),
+            Choice::Float(why) => {
+                keep(report, node, why);
+                continue;
+            }
+        };
+        let (n, k) = sides(&m, is_kn);
+        let is_tied = tied.contains(&m.root) && !is_kn;
+        let (scheme, form) = match usage {
+            Use::Lookup if !is_tied => options.table(k),
+            _ => (Scheme { dtype: options.dtype, block: options.block }, options.product()),
+        };
+        // What depends on the data differs from node to node even where the weight is the same; a tied table's cannot.
+        let source = second.filter(|_| usage == Use::Product && !is_tied).and_then(|s| s.gathered.source(place));
+        let kind = if usage == Use::Product || is_tied { Kind::Product } else { Kind::Table };
+        let factors = source.and_then(|s| scaled.get(&s)).cloned();
+        let key = (m.root, is_kn, kind, source);
+        let is_new = !jobs.contains_key(&key);
+        if is_new {
+            let done = match second.filter(|_| options.algorithm == Algorithm::Gptq && source.is_some()) {
+                Some(s) => s.gptq(place, &m.tensor, (n, k, is_kn), scheme)?,
+                None => None,
+            };
+            let origin = done.map_or_else(
+                || Origin::Compute {
+                    weight: m.tensor.clone(),
+                    is_kn,
+                    method: options.algorithm.method(),
+                    importance: factors.as_ref().zip(second).and_then(|(f, s)| {
+                        let energy = importance(s.of(place, k)?);
+                        Some(energy.iter().zip(f.iter()).map(|(e, f)| e / (f * f)).collect())
+                    }),
+                    factors: factors.as_ref().map(|f| f.to_vec()),
+                },
+                Origin::Done,
+            );
+            let name = model.graph(m.root.0).value(m.root.1).name.clone();
+            jobs.insert(key, Job::new(name, n, k, scheme, form, origin));
+        }
+        let Some(job) = jobs.get(&key) else { continue };
+        report.weights.push(StoredWeight::of(node, job, m.tensor.len(), !is_new && form != Form::Columns));
+        let factors = factors.map(|f| Arc::new(f.iter().map(|x| 1.0 / x).collect()));
+        items.push(Item { place, usage, job: Arc::clone(job), factors });
+    }
+    notes(model, &items, options, sink);
+    if options.algorithm == Algorithm::Awq {
+        let n = items.iter().filter(|i| i.factors.is_some()).count();
+        report.notes.push(format!("AWQ: the data of {n} products is scaled first"));
+    }
+    Ok(items)
+}
+
+/// What a job is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Product,
+    Table,
+}
+
+/// Tables that are matrices of products as well, and that one form serves both.
+fn tied(chosen: &[(NodePlace, Choice)], options: Options) -> Vec<Place> {
+    let fits = |m: &Matrix| {
+        let k = m.tensor.shape()[1];
+        options.output == Output::NBits && k.is_multiple_of(options.block) && options.dtype.bits() >= 4
+    };
+    let lookups = chosen.iter().filter_map(|(_, c)| if let Choice::Lookup(m) = c { Some(m) } else { None });
+    let is_product =
+        |place: Place| chosen.iter().any(|(_, c)| matches!(c, Choice::Product(m, is_kn) if m.root == place && !is_kn));
+    lookups.filter(|m| fits(m) && is_product(m.root)).map(|m| m.root).collect()
+}
+
+/// What the user should know of tables.
+fn notes(model: &Model, items: &[Item], options: Options, sink: &mut Sink) {
+    for item in items.iter().filter(|i| i.usage == Use::Lookup) {
+        let node = model.graph(item.place.0).node(item.place.1);
+        let twin = items.iter().find(|o| o.usage == Use::Product && o.job.name == item.job.name);
+        if twin.is_some_and(|o| !Arc::ptr_eq(&o.job, &item.job)) {
+            let why = if options.output == Output::Qdq { " (--format matmulnbits stores it once)" } else { "" };
+            let message =
+                format!("table \"{}\" is a product's weight as well and is stored for each{why}", item.job.name);
+            sink.note("untied-table", node.location(), message);
+        }
+        if item.job.scheme.bits() != options.dtype.bits() {
+            let message = format!(
+                "table \"{}\" has {} bits: {}",
+                item.job.name,
+                item.job.scheme.bits(),
+                if options.output == Output::Qdq {
+                    "no operator of ONNX gathers fewer (--format matmulnbits has 4)"
+                } else {
+                    "there is no lookup of what was asked for"
+                }
+            );
+            sink.note("table-bits", Location::value(&item.job.name), message);
+        }
+    }
+}
+
+/// Notes a node that stays float.
+pub(super) fn keep(report: &mut Report, node: &crate::ir::Node, why: Option<(&'static str, String)>) {
+    if let Some((code, why)) = why {
+        let (node, op_type) = (node.label(), node.op_type.clone());
+        report.kept.push(Kept { node, op_type, code, why, macs: 0 });
+    }
+}
+
+/// What can be done with a node whose weight has at least so many elements.
+pub(super) fn choose(model: &Model, id: GraphId, n: NodeId, least: usize) -> Choice {
+    let g = model.graph(id);
+    let node = g.node(n);
+    let opset = model.opsets_in(id).iter().find(|(d, _)| *d == node.domain).map_or(1, |(_, v)| *v);
+    let float = |code, why: &str| Choice::Float(Some((code, why.to_owned())));
+    let Some(def) = lookup(&node.domain, &node.op_type, opset) else {
+        return Choice::Float(Some(("unknown-operator", format!("operator {} is not known", node.op_type))));
+    };
+    if gathers_rows(node) {
+        let table = g.input(n, 0).and_then(|v| matrix(model, id, v));
+        return match table.filter(|t| t.tensor.shape().len() == 2 && t.tensor.dtype() == DType::F32) {
+            Some(t) if t.is_transposed => float("no-weight-only-form", "its table is transposed first"),
+            Some(t) if pays(&t, least) => Choice::Lookup(t),
+            Some(_) => float("too-small", "its table is too small to gain from it"),
+            None => Choice::Float(None),
+        };
+    }
+    let QuantRule::Weighted { weight, axis, .. } = def.quant else { return Choice::Float(None) };
+    let Some(m) = g.input(n, weight).and_then(|v| matrix(model, id, v)) else {
+        return float("no-constant-weight", "both of its inputs are computed");
+    };
+    if axis == WeightAxis::Last && g.input(n, 0).is_some_and(|v| matrix(model, id, v).is_some()) {
+        return float("no-weight-only-form", "both of its inputs are stored");
+    }
+    let turned = match axis {
+        WeightAxis::Fixed(_) => {
+            return float("no-weight-only-form", "no runtime has it with stored integers: each run would widen them");
+        }
+        WeightAxis::TransB => node.attrs.int("transB").unwrap_or(0) != 0,
+        WeightAxis::Last => false,
+    };
+    if m.tensor.shape().len() != 2 {
+        return float("no-weight-only-form", "its weight is no matrix");
+    }
+    if m.tensor.dtype() != DType::F32 {
+        return Choice::Float(Some(("not-float32", format!("its weight is {}", m.tensor.dtype()))));
+    }
+    if let Some(why) = gemm_obstacle(node) {
+        return float("no-weight-only-form", why);
+    }
+    if !pays(&m, least) {
+        return float("too-small", "its weight is too small to gain from it");
+    }
+    let is_kn = turned == m.is_transposed;
+    Choice::Product(m, is_kn)
+}
+
+/// Whether a weight becomes smaller: of a few elements, scales and nodes take as much as they save.
+fn pays(m: &Matrix, least: usize) -> bool {
+    let [rows, columns] = m.tensor.shape() else { return false };
+    rows.min(columns) >= &1 && m.tensor.len() >= least
+}

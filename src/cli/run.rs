@@ -30,9 +30,12 @@ pub(super) struct Args {
     /// Most samples to run, the first ones
     #[arg(short = 'n', long, value_name = "N")]
     samples: Option<usize>,
-    /// Folder for one .npz of outputs per sample; it is made if need be
+    /// Folder for the outputs of each sample; it is made if need be
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
+    /// How --output stores a sample: NNNN.npz, or a folder test_data_set_N with output_M.pb
+    #[arg(long, value_enum, default_value_t = Format::Npz)]
+    format: Format,
     /// Compare with outputs stored in this folder: by --output, or output_M.pb of test_data_set_N folders
     #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = false, default_missing_value = "")]
     compare: Option<PathBuf>,
@@ -44,7 +47,16 @@ pub(super) struct Args {
     input_shape: Vec<String>,
 }
 
-type Outputs = Vec<Option<Tensor>>;
+/// How outputs are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// An archive of NumPy arrays for each sample.
+    Npz,
+    /// A folder of ONNX's test data for each sample.
+    Pb,
+}
+
+type Outputs = Vec<Option<Item>>;
 
 pub(super) fn run(args: &Args, session: &mut Session) -> Result<ExitCode> {
     let model = session.read(&args.model)?;
@@ -66,17 +78,21 @@ pub(super) fn run(args: &Args, session: &mut Session) -> Result<ExitCode> {
     let one = |i: usize| -> Result<Vec<Line>> {
         let sample = samples.sample(i)?;
         let options = RunOptions { threads, ..RunOptions::default() };
-        let items = program
+        let outputs: Outputs = program
             .run_named(&sample.inputs, options, &mut NoTap)
             .with_context(|| format!("running on {}", sample.origin))?;
         bar.advance(1);
-        let outputs: Outputs = items.into_iter().map(|o| o.and_then(|i| Item::into_tensor(i).ok())).collect();
-        if let Some(folder) = &args.output {
-            store(&folder.join(format!("{i:04}.npz")), program.outputs(), &outputs)?;
+        match (&args.output, args.format) {
+            (None, _) => {}
+            (Some(folder), Format::Npz) => store(&folder.join(format!("{i:04}.npz")), program.outputs(), &outputs)?,
+            (Some(folder), Format::Pb) => {
+                store_pb(&folder.join(format!("test_data_set_{i}")), program.outputs(), &outputs)?;
+            }
         }
         let mut lines = Vec::new();
         for (k, (name, output)) in program.outputs().iter().zip(&outputs).enumerate() {
-            let reference = references.as_ref().map(|r| load(&r[i], k, name)).transpose()?;
+            let is_tensor = output.as_ref().is_none_or(|o| o.tensor().is_some());
+            let reference = references.as_ref().filter(|_| is_tensor).map(|r| load(&r[i], k, name)).transpose()?;
             lines.push(Line::new(i, name, output.as_ref(), reference.as_ref(), args.tolerance)?);
         }
         Ok(lines)
@@ -110,10 +126,14 @@ struct Line {
 }
 
 impl Line {
-    fn new(sample: usize, name: &str, got: Option<&Tensor>, want: Option<&Tensor>, tolerance: f64) -> Result<Self> {
+    fn new(sample: usize, name: &str, got: Option<&Item>, want: Option<&Tensor>, tolerance: f64) -> Result<Self> {
         let mut line = Line { sample, name: name.to_owned(), found: None, difference: None, is_close: None };
         let Some(got) = got else {
             line.is_close = want.map(|_| false);
+            return Ok(line);
+        };
+        let Some(got) = got.tensor() else {
+            line.found = Some((got.kind().to_owned(), f64::NAN, f64::NAN, f64::NAN));
             return Ok(line);
         };
         let ty = format!("{}{:?}", got.dtype(), got.shape());
@@ -183,10 +203,21 @@ impl Line {
 }
 
 /// Writes the outputs of a sample, named as the model names them.
-fn store(path: &Path, names: &[String], outputs: &[Option<Tensor>]) -> Result<()> {
+fn store(path: &Path, names: &[String], outputs: &[Option<Item>]) -> Result<()> {
     let what = || format!("cannot write '{}'", path.display());
-    let arrays = names.iter().zip(outputs).filter_map(|(n, o)| o.as_ref().map(|t| (n.as_str(), t)));
+    let arrays = names.iter().zip(outputs).filter_map(|(n, o)| o.as_ref()?.tensor().map(|t| (n.as_str(), t)));
     npy::write_npz(arrays, BufWriter::new(File::create(path).with_context(what)?)).with_context(what)
+}
+
+/// Writes the outputs of a sample as `output_M.pb`, as ONNX's own test data has them.
+fn store_pb(folder: &Path, names: &[String], outputs: &[Option<Item>]) -> Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make folder '{}'", folder.display()))?;
+    for (k, (name, output)) in names.iter().zip(outputs).enumerate() {
+        if let Some(t) = output.as_ref().and_then(Item::tensor) {
+            crate::onnx::write_tensor_pb(&folder.join(format!("output_{k}.pb")), name, t)?;
+        }
+    }
+    Ok(())
 }
 
 /// Where the expected outputs of a sample are.

@@ -99,12 +99,13 @@ impl Sum {
             }
             return whole.plus(&Sum::constant(floor_div_i64(a, b)), 1);
         }
-        // floor(floor(x/a)/b) = floor(x/(a*b)) for positive a and b.
-        if let ([(p, 1)], Some(b @ 1..)) =
-            (rest.0.iter().map(|(p, &c)| (p, c)).collect::<Vec<_>>().as_slice(), other.as_constant())
-            && let [Atom::Floor(x, a)] = p.as_slice()
+        // floor((floor(x/a) + c)/b) = floor((x + a*c)/(a*b)) for positive a and b.
+        let c = rest.0.get(&Vec::new()).copied().unwrap_or(0);
+        let named: Vec<_> = rest.0.iter().filter(|(p, _)| !p.is_empty()).map(|(p, &n)| (p.as_slice(), n)).collect();
+        if let ([([Atom::Floor(x, a)], 1)], Some(b @ 1..)) = (named.as_slice(), other.as_constant())
             && let Some(a @ 1..) = a.as_constant()
         {
+            let x = x.clone().plus(&Sum::constant(a.checked_mul(c)?), 1)?;
             let quotient = x.over(&Sum::constant(a.checked_mul(b)?))?;
             return whole.plus(&quotient, 1);
         }
@@ -266,8 +267,9 @@ fn parse(text: &str) -> Sum {
 fn sum_of(d: &Dim) -> Option<Sum> {
     match d {
         Dim::Known(n) => i64::try_from(*n).ok().map(Sum::constant),
-        Dim::Symbol(s) => Some(parse(s)),
-        Dim::Unknown => None,
+        // Some exporters write a question mark where they know no name.
+        Dim::Symbol(s) if &**s != "?" => Some(parse(s)),
+        Dim::Symbol(_) | Dim::Unknown => None,
     }
 }
 
@@ -389,6 +391,7 @@ mod tests {
         assert_eq!(floor_div(&s("6*H + 4"), &two), s("3*H + 2"));
         assert_eq!(floor_div(&s("4*H + 3"), &two), s("2*H + 1"));
         assert_eq!(floor_div(&s("floor(H/2)"), &two), s("floor(H/4)"));
+        assert_eq!(floor_div(&s("floor((H + 1)/2) + 1"), &two), s("floor((H + 3)/4)"));
         assert_eq!(floor_div(&s("C*H*W"), &s("C*W")), s("H"));
         assert_eq!(floor_div(&s("H // 2"), &two), s("floor(H/4)"));
         assert_eq!(floor_div(&Dim::Known(7), &two), Dim::Known(3));
@@ -401,5 +404,7 @@ mod tests {
         assert_eq!(mul(&s("a/b"), &Dim::Known(2)), s("2*a/b"));
         assert!(is_same(&s("N + 1"), &s("1+N")));
         assert!(!is_same(&Dim::Unknown, &Dim::Unknown));
+        assert!(!is_same(&s("?"), &s("?")));
+        assert_eq!(add(&s("?"), &Dim::Known(0)), Dim::Unknown);
     }
 }

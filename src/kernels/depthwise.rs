@@ -137,7 +137,9 @@ impl<'a> Plan<'a> {
     }
 
     fn padded(&self, l: &Layout, c: Channel<'_>) {
-        let mut buffer = vec![0.0f32; l.size];
+        // A single tap reads whole stretches too, and its layout has no room behind the last row.
+        // The padding behind the last row lies there as well.
+        let mut buffer = vec![self.neutral(); l.size + COLUMNS];
         if l.offsets.len() == 1 && self.g.begin.iter().all(|&b| b == 0) && self.g.input == self.g.output {
             buffer[..c.x.len()].copy_from_slice(c.x);
         } else {

@@ -172,6 +172,18 @@ pub fn normalize(
     }
 }
 
+/// [`normalize`] in 64 bits, without scale and bias.
+pub fn normalize_f64(data: &mut [f64], n: usize, norm: Norm, stats: &mut dyn FnMut(f64, f64)) {
+    for row in data.chunks_exact_mut(n.max(1)) {
+        let len = row.len() as f64;
+        let mean = if norm.centered { row.iter().sum::<f64>() / len } else { 0.0 };
+        let variance = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / len;
+        let inv = 1.0 / (variance + f64::from(norm.epsilon)).sqrt();
+        row.iter_mut().for_each(|x| *x = (*x - mean) * inv);
+        stats(mean, inv);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,16 +2,20 @@
 //!
 //! Spec: <https://onnx.ai/onnx/operators/onnx__Col2Im.html> (opset 18)
 //! Inputs: input `[N, C * product(block), L]` of T, image_shape `[n]` int64, block_shape `[n]` int64.
-//! Output: `[N, C, image_shape…]` of T. T: float16, bfloat16, float, double.
+//! Output: `[N, C, image_shape…]` of T. T: floats and integers, whose sums wrap.
+//! Deviation: not strings, booleans and complex numbers, which the specification lists and gives no sum.
 //! Quantized: stays float, since blocks overlap and add up.
 //! Errors: another rank; a second dimension that is no multiple of the block's size; L is not the number of blocks.
 
-use super::floats::{FLOATS, from_f32s, same_dtype};
+use std::num::Wrapping;
+
+use super::floats::{FLOATS, from_f32s};
 use super::window::sizes;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, anyhow, bail, ensure};
 use crate::ir::{Attrs, Dim};
 use crate::kernels::conv_transpose::{Scatter, scatter};
+use crate::tensor::cast::cast;
 use crate::tensor::{DType, Tensor, count};
 
 pub(super) const OPS: &[OpDef] = &[OpDef {
@@ -55,7 +59,11 @@ fn layout(attrs: &Attrs, image: Vec<usize>, kernel: Vec<usize>) -> Result<Scatte
 
 fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let x = call.input(0)?;
-    let dtype = same_dtype(&[("input", Some(x))], FLOATS)?;
+    let dtype = x.dtype();
+    ensure!(
+        FLOATS.contains(&dtype) || dtype.is_integer(),
+        "input 0 (input) has element type {dtype}, expected a number type"
+    );
     let &[n, columns, places] = x.shape() else {
         return Err(anyhow!("input 0 (input) has shape {:?}, expected rank 3", x.shape()));
     };
@@ -86,6 +94,14 @@ fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
         let mut y = vec![0.0f64; size];
         scatter(call.threads, &s, x.slice()?, &mut y);
         return Ok(Tensor::new(&shape, y)?.into());
+    }
+    if dtype.is_integer() {
+        let x = cast(x, DType::I64, true)?;
+        let x: Vec<_> = x.slice::<i64>()?.iter().copied().map(Wrapping).collect();
+        let mut y = vec![Wrapping(0i64); size];
+        scatter(call.threads, &s, &x, &mut y);
+        let y = Tensor::new(&shape, y.into_iter().map(|v| v.0).collect::<Vec<i64>>())?;
+        return Ok(cast(&y, dtype, true)?.into());
     }
     let mut y = vec![0.0f32; size];
     scatter(call.threads, &s, &x.to_f32s()?, &mut y);

@@ -12,7 +12,7 @@ use super::floats::{FLOATS, from_f32s, same_dtype};
 use super::window::sizes;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule, WeightAxis};
 use crate::error::{Result, bail, ensure};
-use crate::ir::{Attrs, Dim};
+use crate::ir::{Attrs, Dim, sym};
 use crate::kernels::conv::{Filters, Geometry, conv};
 use crate::kernels::conv_transpose::{Scatter, scatter};
 use crate::kernels::plain;
@@ -129,7 +129,14 @@ fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
                     out.push(match (dim(x, d + 2), &axes.output_shape) {
                         (_, Some(shape)) => Dim::Known(shape[d]),
                         (Dim::Known(n), None) => Dim::Known(axes.span(d, n)?.0),
-                        _ => Dim::Unknown,
+                        (Dim::Unknown, None) => Dim::Unknown,
+                        (named, None) => {
+                            // Sizes grow in proportion; two of them tell how.
+                            const N: usize = 1 << 20;
+                            let (a, b) = (axes.span(d, N)?.0, axes.span(d, N + 1)?.0);
+                            let slope = b - a;
+                            sym::add(&sym::mul(&named, &Dim::Known(slope)), &sym::of_int(a as i64 - (N * slope) as i64))
+                        }
                     });
                 }
             }

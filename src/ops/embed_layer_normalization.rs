@@ -17,7 +17,7 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     name: "EmbedLayerNormalization",
     domain: OpDomain::Microsoft,
     since: 1,
-    inputs: Arity::range(7, 9),
+    inputs: Arity::range(1, 9),
     outputs: Arity::range(1, 3),
     is_pure: true,
     infer,

@@ -67,9 +67,23 @@ fn normalize(call: &Call<'_>, x: Tensor, groups: usize, n_affine: usize) -> Resu
         let t = call.input(slot)?;
         ensure!(t.shape() == [n_affine], "input {slot} has shape {:?}, expected [{n_affine}]", t.shape());
     }
-    let (scale, bias) = (call.input(1)?.to_f32s()?, call.input(2)?.to_f32s()?);
     let channels = x.shape()[1];
     let plane: usize = x.shape()[2..].iter().product();
+    if dtype == DType::F64 {
+        let (scale, bias) = (call.input(1)?.to_f64s()?, call.input(2)?.to_f64s()?);
+        let norm = Norm { epsilon: call.float("epsilon", 1e-5), centered: true };
+        let mut x = x;
+        if !x.is_empty() {
+            let data = x.slice_mut::<f64>()?;
+            rows::normalize_f64(data, channels / groups * plane, norm, &mut |_, _| {});
+            for (i, plane) in data.chunks_exact_mut(plane).enumerate() {
+                let at = i % channels / (channels / n_affine);
+                plane.iter_mut().for_each(|x| *x = *x * scale[at] + bias[at]);
+            }
+        }
+        return Ok(x.into());
+    }
+    let (scale, bias) = (call.input(1)?.to_f32s()?, call.input(2)?.to_f32s()?);
     let mut y = cast(&x, DType::F32, true)?;
     drop(x);
     let norm = Norm { epsilon: call.float("epsilon", 1e-5), centered: true };

@@ -4,7 +4,8 @@
 //! Spec: <https://onnx.ai/onnx/operators/onnx__LayerNormalization.html> (17), `onnx__RMSNormalization.html` (23), and
 //! ONNX Runtime's ContribOperators.md
 //! Inputs: X of T, any shape; scale and bias, which broadcast to X. Outputs: Y as X, Mean and InvStdDev of float with
-//! the normalised dimensions 1. T: f16, bf16, f32, f64. Deviation: f64 too is computed in 32 bits when `stash_type` is 1.
+//! the normalised dimensions 1. T: f16, bf16, f32, f64; without a mean, scale and Y may have another of them than X.
+//! Deviation: doubles are computed in doubles whatever `stash_type`, as ONNX Runtime does.
 //! Quantized: no; means and square roots have no integer arithmetic.
 //! Errors: an axis out of range; a scale that does not broadcast.
 
@@ -72,7 +73,8 @@ pub(super) const OPS: &[OpDef] = &[
 ];
 
 fn infer_norm(ctx: &mut InferCtx<'_>) -> Result<()> {
-    ctx.same_as(0);
+    let dtype = if ctx.op_type == "LayerNormalization" { ctx.dtype(0) } else { ctx.dtype(1) };
+    ctx.set_tensor(0, dtype, ctx.shape(0).map(<[Dim]>::to_vec));
     let Some(shape) = ctx.shape(0).map(<[Dim]>::to_vec) else { return Ok(()) };
     let axis = call::axis(ctx.attrs.int("axis").unwrap_or(-1), shape.len())?;
     let stats: Vec<Dim> =
@@ -91,12 +93,17 @@ fn eval_norm(call: &mut Call<'_>, centered: bool) -> Result<Vec<Item>> {
     let axis = call::axis(call.int("axis", -1), x.rank())?;
     let norm = Norm { epsilon: call.float("epsilon", 1e-5), centered };
     let bias = if centered { call.optional(2)? } else { None };
+    // Only the form without a mean lets the scale have another type, which the output has then.
+    let out_dtype = if centered { x.dtype() } else { call.input(1)?.dtype() };
+    let wide = if out_dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let x = if matches!(x.dtype(), d if d == out_dtype || d == DType::F64) { x } else { cast(&x, wide, true)? };
     let n: usize = x.shape()[axis..].iter().product();
     let mut stats_shape = x.shape().to_vec();
     stats_shape[axis..].fill(1);
     let (y, mean, inv) = normalize(x, n, norm, call.input(1)?, bias)?;
     let mean = Tensor::new(&stats_shape, mean)?.into();
     let inv = Tensor::new(&stats_shape, inv)?.into();
+    let y = if y.dtype() == out_dtype { y } else { cast(&y, out_dtype, true)? };
     let mut out: Vec<Item> = vec![y.into()];
     // Only the centered form has a mean to give.
     if centered {
@@ -125,6 +132,9 @@ pub(super) fn normalize(
         let fits = broadcast(x.shape(), t.shape()).is_ok_and(|s| s.as_slice() == x.shape());
         ensure!(fits, "input {slot} has shape {:?}, which does not broadcast to {:?}", t.shape(), x.shape());
     }
+    if dtype == DType::F64 {
+        return normalize_doubles(x, n, norm, scale, bias);
+    }
     let mut y = cast(&x, DType::F32, true)?;
     drop(x);
     let (mut means, mut invs) = (Vec::new(), Vec::new());
@@ -146,6 +156,26 @@ pub(super) fn normalize(
         }
     }
     Ok((cast(&y, dtype, true)?, means, invs))
+}
+
+/// [`normalize`] of doubles, in doubles.
+fn normalize_doubles(
+    mut y: Tensor,
+    n: usize,
+    norm: Norm,
+    scale: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<(Tensor, Vec<f32>, Vec<f32>)> {
+    let (mut means, mut invs) = (Vec::new(), Vec::new());
+    rows::normalize_f64(y.slice_mut()?, n, norm, &mut |m, i| {
+        means.push(m as f32);
+        invs.push(i as f32);
+    });
+    y = zip_in_place::<f64>(y, cast(scale, DType::F64, true)?, 1, |x, s| x * s)?;
+    if let Some(b) = bias {
+        y = zip_in_place::<f64>(y, cast(b, DType::F64, true)?, 1, |x, b| x + b)?;
+    }
+    Ok((y, means, invs))
 }
 
 fn infer_skip(ctx: &mut InferCtx<'_>) -> Result<()> {

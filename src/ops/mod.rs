@@ -23,8 +23,8 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 pub(crate) use call::axis as resolve_axis;
-pub(crate) use conv::geometry as conv_geometry;
 pub use call::{Bodies, Call, Item, Shared, evaluate};
+pub(crate) use conv::geometry as conv_geometry;
 pub use infer_ctx::{InferBodies, InferCtx};
 pub use quant_rule::{OutputRange, QuantRule, Slots, WeightAxis};
 

@@ -29,7 +29,7 @@ const MULTI: OpDef = OpDef {
 };
 
 pub(super) const OPS: &[OpDef] = &[
-    OpDef { name: "GroupQueryAttention", inputs: Arity::range(7, 14), infer: infer_group, eval: eval_group, ..MULTI },
+    OpDef { name: "GroupQueryAttention", inputs: Arity::range(1, 14), infer: infer_group, eval: eval_group, ..MULTI },
     MULTI,
 ];
 

@@ -8,7 +8,7 @@
 use super::transpose::transpose;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule, Shared, lookup};
 use crate::error::{Context, Result, anyhow, bail, ensure};
-use crate::ir::{Attrs, Dim, Domain};
+use crate::ir::{Attrs, Dim, Domain, TensorType, ValueType};
 use crate::tensor::affine::{self, Params, Quantized};
 use crate::tensor::{DType, Data, Element, Tensor};
 
@@ -16,14 +16,15 @@ const QLINEAR: OpDef = OpDef {
     name: "",
     domain: OpDomain::Microsoft,
     since: 1,
-    inputs: Arity::range(7, 8),
+    // Every zero point may be left out, in front of inputs that may not.
+    inputs: Arity::range(2, 8),
     outputs: Arity::exactly(1),
     is_pure: true,
     infer: infer_binary,
     eval: |_| bail!("no evaluation"),
     quant: QuantRule::Keep { why: "is quantized already" },
 };
-const UNARY: OpDef = OpDef { inputs: Arity::range(4, 5), infer: infer_unary, ..QLINEAR };
+const UNARY: OpDef = OpDef { inputs: Arity::range(2, 5), infer: infer_unary, ..QLINEAR };
 
 pub(super) const OPS: &[OpDef] = &[
     OpDef { name: "QLinearAdd", eval: |c| binary(c, "Add"), ..QLINEAR },
@@ -33,7 +34,7 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { name: "QLinearLeakyRelu", eval: |c| unary(c, "LeakyRelu", 16), ..UNARY },
     OpDef { name: "QLinearMul", eval: |c| binary(c, "Mul"), ..QLINEAR },
     OpDef { name: "QLinearSigmoid", eval: |c| unary(c, "Sigmoid", 13), ..UNARY },
-    OpDef { name: "QLinearSoftmax", inputs: Arity::exactly(5), eval: softmax, ..UNARY },
+    OpDef { name: "QLinearSoftmax", eval: softmax, ..UNARY },
     OpDef { name: "QLinearWhere", inputs: Arity::exactly(9), infer: infer_where, eval: choose, ..QLINEAR },
 ];
 
@@ -49,16 +50,59 @@ fn infer_unary(ctx: &mut InferCtx<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Infers an operator of ONNX's own domain for these inputs; `shape` gives an input's shape as that operator has it.
+fn infer_inner(
+    ctx: &mut InferCtx<'_>,
+    op: &str,
+    slots: &[usize],
+    shape: impl Fn(Vec<Dim>) -> Vec<Dim>,
+) -> Result<Option<Vec<Dim>>> {
+    let def = lookup(&Domain::onnx(), op, 13).ok_or_else(|| anyhow!("operator {op} is not defined"))?;
+    let ty = |&slot: &usize| {
+        let shape = shape(ctx.shape(slot)?.to_vec());
+        Some(ValueType::Tensor(TensorType { dtype: Some(DType::F32), shape: Some(shape) }))
+    };
+    let inputs = slots.iter().map(ty).collect();
+    let mut inner = InferCtx {
+        op_type: op,
+        attrs: ctx.attrs,
+        opset: 13,
+        inputs,
+        present: vec![true; slots.len()],
+        constants: vec![None; slots.len()],
+        values: vec![None; slots.len()],
+        outputs: vec![None],
+        output_values: vec![None],
+        bodies: &mut *ctx.bodies,
+    };
+    (def.infer)(&mut inner)?;
+    Ok(inner.outputs[0].as_ref().and_then(ValueType::shape).map(<[Dim]>::to_vec))
+}
+
 fn infer_pool(ctx: &mut InferCtx<'_>) -> Result<()> {
-    let shape = ctx.rank(0).map(|r| vec![Dim::Unknown; r]);
+    let op = ctx.op_type.trim_start_matches("QLinear").to_owned();
+    let last = ctx.attrs.int("channels_last").unwrap_or(0) != 0;
     let dtype = ctx.dtype(0);
+    let shape = infer_inner(ctx, &op, &[0], |mut s| {
+        if last && s.len() > 2 {
+            s[1..].rotate_right(1);
+        }
+        s
+    })?;
+    let shape = shape.map(|mut s| {
+        if last && s.len() > 2 {
+            s[1..].rotate_left(1);
+        }
+        s
+    });
     ctx.set_tensor(0, dtype, shape);
     Ok(())
 }
 
 fn infer_concat(ctx: &mut InferCtx<'_>) -> Result<()> {
-    let shape = ctx.rank(2).map(|r| vec![Dim::Unknown; r]);
+    let slots: Vec<usize> = (2..ctx.inputs.len()).step_by(3).collect();
     let dtype = ctx.dtype(2);
+    let shape = infer_inner(ctx, "Concat", &slots, |s| s)?;
     ctx.set_tensor(0, dtype, shape);
     Ok(())
 }

@@ -235,7 +235,7 @@ fn dropout(call: &mut Call<'_>) -> Result<Vec<Item>> {
         let mut random = Twister::of(call);
         mask.iter_mut().for_each(|m| *m = random.unit() >= ratio);
         let dtype = x.dtype();
-        let mut y = if is_half(dtype) { cast(&x, DType::F32, true)? } else { x };
+        let mut y = if is_half(dtype) || dtype.bits() == 8 { cast(&x, DType::F32, true)? } else { x };
         y = map_tensor(y, 1, Times { factor: (1.0 / (1.0 - ratio)) as f32 })?;
         let mut v = y.to_f64s()?;
         v.iter_mut().zip(&mask).filter(|(_, m)| !**m).for_each(|(x, _)| *x = 0.0);

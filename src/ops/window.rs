@@ -3,7 +3,7 @@
 //! Spec: `Conv`, `MaxPool`: output extents, `auto_pad`, `ceil_mode`.
 
 use crate::error::{Result, bail, ensure};
-use crate::ir::{Attrs, Dim};
+use crate::ir::{Attrs, Dim, sym};
 
 /// Padding as the attributes give it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,13 +156,22 @@ impl Window {
         if let Dim::Known(n) = input {
             return Ok(Dim::Known(self.span(d, *n)?.output));
         }
-        let keeps = self.stride[d] == 1
-            && match &self.padding {
-                Padding::Explicit(begin, end) => begin[d] + end[d] == (self.kernel[d] - 1) * self.dilation[d],
-                Padding::SameUpper | Padding::SameLower => true,
-                Padding::Valid => self.kernel[d] == 1,
-            };
-        Ok(if keeps { input.clone() } else { Dim::Unknown })
+        let (stride, reach) = (self.stride[d], (self.kernel[d] - 1).saturating_mul(self.dilation[d]).saturating_add(1));
+        // The numerator is the input and this; a division that rounds up adds the stride less one.
+        let (extra, end) = match &self.padding {
+            Padding::SameUpper | Padding::SameLower => (stride as i64 - 1, None),
+            Padding::Valid => (stride as i64 - reach as i64, Some(0)),
+            Padding::Explicit(begin, end) => {
+                (begin[d] as i64 + end[d] as i64 + stride as i64 - reach as i64, Some(end[d]))
+            }
+        };
+        let extra = match end {
+            // Whether the last window starts in the padding and does not count depends on the size.
+            Some(end) if self.ceil && stride > 1 && end + stride > reach => return Ok(Dim::Unknown),
+            Some(_) if self.ceil => extra + stride as i64 - 1,
+            _ => extra,
+        };
+        Ok(sym::floor_div(&sym::add(input, &sym::of_int(extra)), &Dim::Known(stride)))
     }
 }
 
@@ -195,9 +204,22 @@ mod tests {
     }
 
     #[test]
-    fn symbols_survive_where_the_size_stays() {
-        let n = Dim::Symbol("n".into());
-        assert_eq!(window(1, &[1, 1], false, "NOTSET").dims(std::slice::from_ref(&n)).unwrap(), [n.clone()]);
-        assert_eq!(window(2, &[1, 1], false, "NOTSET").dims(&[n]).unwrap(), [Dim::Unknown]);
+    fn sizes_with_names_stay_readable() {
+        let w = Dim::Symbol("W".into());
+        let text = |d: Dim| match d {
+            Dim::Symbol(s) => s.to_string(),
+            other => format!("{other:?}"),
+        };
+        let dim = |w: Window, n: &Dim| text(w.dims(std::slice::from_ref(n)).unwrap().remove(0));
+        assert_eq!(dim(window(1, &[1, 1], false, "NOTSET"), &w), "W");
+        assert_eq!(dim(window(2, &[1, 1], false, "NOTSET"), &w), "floor((W + 1)/2)");
+        assert_eq!(dim(window(1, &[], false, "VALID"), &w), "W - 2");
+        assert_eq!(dim(window(2, &[], false, "SAME_UPPER"), &w), "floor((W + 1)/2)");
+        assert_eq!(dim(window(2, &[0, 0], true, "NOTSET"), &w), "floor(W/2)");
+        assert_eq!(dim(window(2, &[1, 1], true, "NOTSET"), &w), "floor(W/2) + 1");
+        assert_eq!(dim(window(3, &[1, 1], true, "NOTSET"), &w), "Unknown", "depends on the size");
+        // Twice halved is a quarter.
+        let half = window(2, &[1, 1], false, "NOTSET").dims(&[w]).unwrap().remove(0);
+        assert_eq!(dim(window(2, &[1, 1], false, "NOTSET"), &half), "floor((W + 3)/4)");
     }
 }

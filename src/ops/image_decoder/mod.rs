@@ -6,6 +6,9 @@
 //! Quantized: gives integers, so nothing.
 //! Errors: the bytes are no image of these formats; an unknown pixel format.
 
+mod entropy;
+mod jpeg;
+
 use std::io::Cursor;
 
 use image::{ImageReader, RgbImage};
@@ -52,6 +55,10 @@ fn decode(bytes: &[u8]) -> Result<RgbImage> {
             n => bail!("JPEG 2000: {n} components"),
         };
         return RgbImage::from_raw(w, h, rgb).context("JPEG 2000: the pixels do not fill the image");
+    }
+    if bytes.starts_with(b"\xff\xd8") {
+        let jpeg::Rgb { width, height, pixels } = jpeg::decode(bytes)?;
+        return RgbImage::from_raw(width as u32, height as u32, pixels).context("JPEG: the pixels do not fill the image");
     }
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
     Ok(reader.decode()?.into_rgb8())

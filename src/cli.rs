@@ -7,9 +7,12 @@
 //!
 //! **Add a verb:** a new file `src/cli/<verb>.rs` with `Args` and `run`, and a line in [`Command`].
 
+mod check;
 mod completions;
+mod convert;
 mod demo;
 mod dump;
+mod extract;
 mod inspect;
 mod man;
 mod progress;
@@ -17,7 +20,9 @@ mod quantize;
 mod run;
 mod select;
 mod session;
+mod strip;
 mod summary;
+mod targets;
 mod weights;
 
 use std::ffi::OsString;
@@ -79,6 +84,16 @@ enum Command {
     Inspect(inspect::Args),
     /// Run a model on data with the built-in interpreter
     Run(run::Args),
+    /// Say what is wrong with a quantized model, by the specification and for a target
+    Check(check::Args),
+    /// Write a quantized model in the other form: QDQ or QOperator
+    Convert(convert::Args),
+    /// Make a quantized model a float one
+    Strip(strip::Args),
+    /// Cut a part out of a model, with the inputs that it gets in use
+    Extract(extract::Args),
+    /// List the runtimes that models can be made for, or show what one of them runs in integers
+    Targets(targets::Args),
     /// Quantize a built-in network that reads digits, with built-in samples, and show what it does
     Demo(demo::Args),
     /// Print shell completions
@@ -121,6 +136,11 @@ fn dispatch(command: Option<Command>, quantize: quantize::Args, session: &mut Se
         Some(Command::Quantize(args)) => quantize::run(args, session),
         Some(Command::Inspect(args)) => inspect::run(&args, session),
         Some(Command::Run(args)) => run::run(&args, session),
+        Some(Command::Check(args)) => check::run(&args, session),
+        Some(Command::Convert(args)) => convert::run(&args, session),
+        Some(Command::Strip(args)) => strip::run(&args, session),
+        Some(Command::Extract(args)) => extract::run(&args, session),
+        Some(Command::Targets(args)) => targets::run(&args, session),
         Some(Command::Demo(args)) => demo::run(&args, session),
         Some(Command::Completions(args)) => completions::run(&args),
         Some(Command::Man(args)) => man::run(&args),

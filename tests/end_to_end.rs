@@ -77,6 +77,7 @@ fn problems(case: &Case) -> String {
         .args([&model, &int8])
         .arg("--calib")
         .arg(&data)
+        .args(["--target", common::ort_target()])
         .output()
         .unwrap();
     if !out.status.success() {

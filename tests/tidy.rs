@@ -203,7 +203,6 @@ fn operator_names_stay_with_operators_and_passes() {
         "src/quant/algo/",
         "src/quant/realize/",
         "src/quant/config.rs",
-        "src/quant/check.rs",
         "src/ir/builder.rs",
         "src/cli",
     ];

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::dump::{self, Dump};
 use super::select::{self, Selection};
-use super::session::{Session, print_json, usage};
+use super::session::{Session, Usage, print_json, usage};
 use super::summary::Summary;
 use super::weights;
 use crate::calibrate;
@@ -16,7 +16,10 @@ use crate::diag::Sink;
 use crate::error::{Context, Location, Result, WithHelp, anyhow, bail, ensure};
 use crate::ir::Model;
 use crate::onnx::{External, WriteOptions};
-use crate::quant::{self, Config, Mode, target::Target};
+use crate::quant::prune::Pattern;
+use crate::quant::scheme::{Choices, Form, Scheme};
+use crate::quant::{self, Config, Mode, overrides};
+use crate::tensor::DType;
 
 /// Arguments of the one-shot form and of `quantize`.
 #[derive(Debug, clap::Args)]
@@ -78,8 +81,10 @@ struct CalibArgs {
 #[command(next_help_heading = "Scheme")]
 struct SchemeArgs {
     /// The runtime that the model is for
-    #[arg(short, long, value_name = "TARGET", default_value = "ort-cpu", value_parser = targets())]
+    #[arg(short, long, value_name = "TARGET", default_value = "ort-cpu", value_parser = super::targets::names())]
     target: String,
+    #[command(flatten)]
+    types: TypeArgs,
     /// Output SQNR that the result must reach on held-out samples, else exit code 3; operators stay float until it does
     /// (without it: until the outputs reach about 20 dB)
     #[arg(long, value_name = "DB")]
@@ -87,6 +92,87 @@ struct SchemeArgs {
     /// Where weights go: into the model file, or into a file beside it
     #[arg(long, value_name = "WHERE", default_value = "auto")]
     external_data: Where,
+}
+
+/// Types and their forms; the target says which go with it.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+struct TypeArgs {
+    /// Type of activations: uint8, int8, uint16, int16, float8e4m3fn [default: the target's]
+    #[arg(long, value_name = "TYPE", value_parser = dtype)]
+    activation_type: Option<DType>,
+    /// Type of weights: int8, uint8, int16, uint16, float8e4m3fn; for `--mode weight-only` int8 to int2 and uint8 to uint2
+    /// [default: the target's, or int8]
+    #[arg(long, value_name = "TYPE", value_parser = dtype)]
+    weight_type: Option<DType>,
+    /// Zero points of activations in the middle of the type [default: the target's]
+    #[arg(long, visible_alias = "activation-symmetric", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true")]
+    symmetric_activations: Option<bool>,
+    /// Zero points of weights in the middle of the type [default: the target's]
+    #[arg(long, visible_alias = "weight-symmetric", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true")]
+    symmetric_weights: Option<bool>,
+    /// A scale for each output channel of a weight [default: the target's]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    per_channel: Option<bool>,
+    /// Weights of 7 bits, for CPUs whose 8-bit products saturate [default: the target's]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    reduce_range: Option<bool>,
+    /// Biases stay float [default: the target's]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    float_bias: Option<bool>,
+    /// ONNX Runtime's own QuantizeLinear and DequantizeLinear (com.microsoft), which have 16 bits below opset 21
+    #[arg(long, visible_alias = "use-qdq-contrib-ops")]
+    qdq_contrib_ops: bool,
+    /// Graph inputs and outputs hold integers where they can; the summary gives their scales
+    #[arg(long)]
+    quantize_io: bool,
+    /// Make weights zero first, those of smallest magnitude: a share of each from 0 to 1, or 2:4
+    #[arg(long, value_name = "SHARE|2:4", value_parser = sparsity)]
+    sparsity: Option<Pattern>,
+    /// Types, ranges or scales of single tensors: a JSON file in the form of ONNX Runtime's quantizer
+    #[arg(long, value_name = "FILE.json")]
+    tensor_quant_overrides: Option<PathBuf>,
+}
+
+fn sparsity(text: &str) -> std::result::Result<Pattern, String> {
+    match text.parse::<f64>() {
+        Ok(f) if (0.0..1.0).contains(&f) => Ok(Pattern::Share(f)),
+        _ if text == "2:4" => Ok(Pattern::TwoInFour),
+        _ => Err("expected a number from 0 to 1 (not included), or 2:4".into()),
+    }
+}
+
+/// ONNX's name of a type, or what other tools call it.
+fn dtype(text: &str) -> std::result::Result<DType, String> {
+    let name = text.to_ascii_lowercase();
+    let name = match name.as_str() {
+        "qint8" | "s8" | "i8" => "int8",
+        "quint8" | "u8" => "uint8",
+        "qint16" | "s16" | "i16" => "int16",
+        "quint16" | "u16" => "uint16",
+        "fp8" | "float8" | "qfloat8e4m3fn" | "fp8e4m3" | "f8e4m3fn" => "float8e4m3fn",
+        other => other,
+    };
+    DType::from_name(name).ok_or_else(|| "expected a type of ONNX: int8, uint8, int16, uint16, float8e4m3fn, int4, uint4, int2, uint2".into())
+}
+
+impl TypeArgs {
+    /// What of them concerns static quantization.
+    fn choices(&self, mode: &Mode, form: Form) -> Choices {
+        Choices {
+            activation: self.activation_type,
+            weight: self.weight_type.filter(|_| *mode == Mode::Static),
+            symmetric_activations: self.symmetric_activations,
+            symmetric_weights: self.symmetric_weights,
+            per_channel: self.per_channel,
+            reduce_range: self.reduce_range,
+            float_bias: self.float_bias,
+            own_domain: self.qdq_contrib_ops,
+            form,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -97,11 +183,6 @@ enum Where {
     Always,
     /// Into the model file
     Never,
-}
-
-fn targets() -> clap::builder::PossibleValuesParser {
-    let all = Target::all().unwrap_or_default();
-    all.into_iter().map(|t| clap::builder::PossibleValue::new(t.name).help(t.description)).collect::<Vec<_>>().into()
 }
 
 fn methods() -> clap::builder::PossibleValuesParser {
@@ -132,10 +213,21 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     let Some(input) = args.input else { return usage("no model was given") };
     let selection = Selection::new(&args.select)?;
     let mut dump = Dump::new(&args.dump)?;
+    let mode = args.weights.mode(args.scheme.types.weight_type)?;
+    let mut base = Config::new(&args.scheme.target)?;
+    // Refused before anything is read: what a target does not run is known by its table.
+    base.scheme = Scheme::new(&base.target, &args.scheme.types.choices(&mode, args.weights.form())).map_err(|e| Usage(format!("{e:#}")))?;
+    base.quantize_io = args.scheme.types.quantize_io;
+    base.prune = args.scheme.types.sparsity;
+    if let Some(path) = &args.scheme.types.tensor_quant_overrides {
+        let what = || format!("cannot read '{}'", path.display());
+        let text = std::fs::read_to_string(path).with_context(what)?;
+        base.overrides = overrides::parse(&text).with_context(what)?;
+    }
     let model = session.read(&input)?;
+    base.regions = selection.regions(&model)?;
     dump.see("load", &model);
     quant::refuse_unsuitable(&model).with_context(|| format!("cannot quantize '{}'", input.display()))?;
-    let mode = args.weights.mode()?;
     let output = args.output.unwrap_or_else(|| default_output(&input, &weights::extension(&mode)));
     if !args.dry_run {
         check_output(&input, &output)?;
@@ -165,9 +257,8 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     session.flush();
 
     let excluding = selection.clone();
-    let base = Config::new(&args.scheme.target)?;
     let calibrator = calibrate::find(&args.calib.calib_method).context("unknown calibration method")?;
-    let bits = base.target.activation()?.bits() as u32;
+    let bits = base.scheme.activation.bits() as u32;
     let settings = calibrate::Settings { percentile: args.calib.percentile, bits };
     let config = Config {
         mode,
@@ -269,7 +360,7 @@ pub(super) fn prepare(
     observer: &mut dyn FnMut(&str, &Model),
     sink: &mut Sink,
 ) -> Result<()> {
-    let mut ctx = crate::passes::Ctx::new(sink).opset_floor(config.target.opset);
+    let mut ctx = crate::passes::Ctx::new(sink).opset_floor(config.opset_floor());
     crate::passes::manager::run(model, &crate::passes::PREPARE, &mut ctx, observer)?;
     crate::infer::infer(model, sink)?;
     observer("prepare", model);
@@ -282,7 +373,7 @@ fn default_output(input: &Path, kind: &str) -> PathBuf {
 }
 
 /// Fails before the work, not after it, when the output cannot be written.
-fn check_output(input: &Path, output: &Path) -> Result<()> {
+pub(super) fn check_output(input: &Path, output: &Path) -> Result<()> {
     let folder = match output.parent() {
         Some(p) if p.as_os_str().is_empty() => Path::new("."),
         Some(p) => p,

@@ -7,6 +7,7 @@ use super::session::{Usage, usage};
 use crate::calibrate::dataset::is_similar;
 use crate::error::{Result, WithHelp};
 use crate::ir::Model;
+use crate::quant::region::Region;
 
 /// Choice of nodes.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -25,6 +26,9 @@ pub(super) struct Args {
     /// Keep nodes of these operators float
     #[arg(long, value_name = "OPS")]
     op_types_to_exclude: Vec<String>,
+    /// Quantize only what lies between two nodes or tensors; either may be left out
+    #[arg(long, value_name = "FROM:TO")]
+    region: Vec<String>,
 }
 
 /// One pattern as the user wrote it.
@@ -83,6 +87,23 @@ pub(super) struct Selection {
     not_nodes: Vec<Pattern>,
     ops: Vec<Pattern>,
     not_ops: Vec<Pattern>,
+    regions: Vec<String>,
+}
+
+/// The ends of `FROM:TO`. Names may hold colons: the split is where both sides are names of the model.
+fn region(text: &str, model: &Model) -> Result<Region> {
+    let g = model.main();
+    let exists =
+        |name: &str| name.is_empty() || g.find_value(name).is_some() || g.nodes().any(|n| g.node(n).label() == name);
+    let end = |name: &str| (!name.is_empty()).then(|| name.to_owned());
+    let splits: Vec<_> = text.match_indices(':').map(|(i, _)| (&text[..i], &text[i + 1..])).collect();
+    if splits.is_empty() {
+        return usage(format!("--region \"{text}\": expected FROM:TO"));
+    }
+    match splits.iter().find(|(a, b)| exists(a) && exists(b) && !(a.is_empty() && b.is_empty())) {
+        Some((a, b)) => Ok(Region { from: end(a), to: end(b) }),
+        None => usage(format!("--region \"{text}\" names no nodes or tensors of the model")),
+    }
 }
 
 impl Selection {
@@ -95,7 +116,13 @@ impl Selection {
             not_nodes: patterns(&args.nodes_to_exclude)?,
             ops: patterns(&args.op_types_to_quantize)?,
             not_ops: patterns(&args.op_types_to_exclude)?,
+            regions: args.region.clone(),
         })
+    }
+
+    /// The parts of the model that may be quantized; none when all may.
+    pub(super) fn regions(&self, model: &Model) -> Result<Vec<Region>> {
+        self.regions.iter().map(|text| region(text, model)).collect()
     }
 
     /// Why the user wants a node float, if so. A node's label is its name or its place.
@@ -171,6 +198,7 @@ mod tests {
             nodes_to_exclude: owned(not_nodes),
             op_types_to_quantize: owned(ops),
             op_types_to_exclude: owned(not_ops),
+            region: Vec::new(),
         })
     }
 

@@ -6,9 +6,10 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use super::session::{human_bytes, usage};
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::quant::dynamic;
 use crate::quant::report::StoredWeight;
+use crate::quant::scheme::Form;
 use crate::quant::weight_only::{Algorithm, Options, Output};
 use crate::quant::{Mode, Report};
 use crate::tensor::DType;
@@ -21,10 +22,6 @@ pub(super) struct Args {
     /// What becomes integers
     #[arg(long, value_name = "MODE", default_value = "static")]
     mode: ModeName,
-    /// Type of the weights, for `--mode weight-only`
-    #[arg(long, value_name = "TYPE", default_value = "int8",
-          value_parser = ["int8", "uint8", "int4", "uint4", "int2", "uint2"])]
-    weight_type: String,
     /// Weights that share a scale, for `--mode weight-only`: 16, 32, 64, 128 or 256 [default: 128 of 8 bits, else 32]
     #[arg(long, value_name = "N")]
     block_size: Option<usize>,
@@ -32,7 +29,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "ALGORITHM", default_value = "rtn")]
     algorithm: AlgorithmName,
     /// How the quantized model is written
-    #[arg(long, value_name = "FORMAT", default_value = "qdq")]
+    #[arg(long, visible_alias = "quant-format", value_name = "FORMAT", default_value = "qdq")]
     format: Format,
     /// Quantize LSTM layers as well, for `--mode dynamic` (ONNX Runtime's DynamicQuantizeLSTM)
     #[arg(long)]
@@ -65,13 +62,23 @@ enum AlgorithmName {
 enum Format {
     /// ONNX's QuantizeLinear and DequantizeLinear
     Qdq,
+    /// Operators on quantized tensors (QLinearConv, QLinearMatMul and ONNX Runtime's own), for `--mode static`
+    Qoperator,
     /// ONNX Runtime's MatMulNBits and GatherBlockQuantized, for `--mode weight-only`
     Matmulnbits,
 }
 
 impl Args {
-    /// The mode that was asked for.
-    pub(super) fn mode(&self) -> Result<Mode> {
+    /// The form that was asked for, for static quantization.
+    pub(super) fn form(&self) -> Form {
+        if self.format == Format::Qoperator { Form::QOperator } else { Form::Qdq }
+    }
+
+    /// The mode that was asked for, with this type of weights if one was given.
+    pub(super) fn mode(&self, weight_type: Option<DType>) -> Result<Mode> {
+        if self.format == Format::Qoperator && self.mode != ModeName::Static {
+            return usage("--format qoperator needs --mode static");
+        }
         if self.format == Format::Matmulnbits && self.mode != ModeName::WeightOnly {
             return usage("--format matmulnbits needs --mode weight-only");
         }
@@ -83,7 +90,10 @@ impl Args {
             ModeName::Dynamic => return Ok(Mode::Dynamic(dynamic::Options { lstm: self.dynamic_lstm })),
             ModeName::WeightOnly => {}
         }
-        let dtype = DType::from_name(&self.weight_type).context("unknown weight type")?;
+        let dtype = weight_type.unwrap_or(DType::I8);
+        if !matches!(dtype, DType::I8 | DType::U8 | DType::I4 | DType::U4 | DType::I2 | DType::U2) {
+            return usage(format!("--weight-type {dtype}; --mode weight-only has int8, uint8, int4, uint4, int2, uint2"));
+        }
         let base = Options::new(dtype);
         let block = self.block_size.unwrap_or(base.block);
         if !block.is_power_of_two() || !(16..=256).contains(&block) {

@@ -7,9 +7,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::config::Config;
 use super::facts::Facts;
+use super::scheme::Form;
 use super::plan::{Decision, NodePlace, NodePlan, Place, QuantPlan, RangeFrom, Readers, TensorPlan};
-use super::target::{OutputNeed, Row, Target};
+use super::target::{BiasType, OutputNeed, Row, Target};
 use crate::error::Result;
 use crate::ir::{Attr, Def, Dim, Graph, GraphId, Model, NodeId, TensorRef, ValueId};
 use crate::ops::{OutputRange, QuantRule, WeightAxis, lookup, quant_rule};
@@ -22,10 +24,10 @@ pub type Excluded = BTreeMap<NodePlace, (&'static str, String)>;
 ///
 /// # Errors
 /// A graph has a cycle, or a stored tensor cannot be read.
-pub fn annotate(model: &Model, target: &Target, facts: &Facts, excluded: &Excluded) -> Result<QuantPlan> {
+pub fn annotate(model: &Model, config: &Config, facts: &Facts, excluded: &Excluded) -> Result<QuantPlan> {
     let mut plan = QuantPlan::default();
     for id in model.graph_ids() {
-        let graph = GraphPlanner::new(model, id, target, facts, excluded)?;
+        let graph = GraphPlanner::new(model, id, config, facts, excluded)?;
         graph.plan(&mut plan)?;
     }
     Ok(plan)
@@ -55,6 +57,7 @@ struct GraphPlanner<'a> {
     model: &'a Model,
     id: GraphId,
     g: &'a Graph,
+    config: &'a Config,
     facts: &'a Facts,
     order: Vec<NodeId>,
     class: BTreeMap<NodeId, Class<'a>>,
@@ -64,12 +67,13 @@ struct GraphPlanner<'a> {
 }
 
 impl<'a> GraphPlanner<'a> {
-    fn new(model: &'a Model, id: GraphId, target: &'a Target, facts: &'a Facts, excluded: &Excluded) -> Result<Self> {
+    fn new(model: &'a Model, id: GraphId, config: &'a Config, facts: &'a Facts, excluded: &Excluded) -> Result<Self> {
         let g = model.graph(id);
         let mut planner = GraphPlanner {
             model,
             id,
             g,
+            config,
             facts,
             order: g.order()?,
             class: BTreeMap::new(),
@@ -79,7 +83,7 @@ impl<'a> GraphPlanner<'a> {
         for n in planner.order.clone() {
             let class = match excluded.get(&(id, n)) {
                 Some((code, why)) => Class::Float(code, why.clone()),
-                None => planner.classify(n, target)?,
+                None => planner.classify(n, &config.target)?,
             };
             if matches!(class, Class::Weighted { .. } | Class::Combine { .. } | Class::Share) {
                 planner.integer.insert(n);
@@ -95,23 +99,24 @@ impl<'a> GraphPlanner<'a> {
         let Some(def) = lookup(&node.domain, &node.op_type, opset) else {
             return Ok(Class::Float("unknown-operator", format!("operator {} is not known", node.op_type)));
         };
-        self.rule.insert(n, def.quant);
+        let rule = target.rule(node, opset, def.quant);
+        self.rule.insert(n, rule);
         let float = |code, why: String| Ok(Class::Float(code, why));
-        if let QuantRule::Bound = def.quant {
+        if let QuantRule::Bound = rule {
             return Ok(if self.bounds_hold_zero(n)? {
                 Class::Bound
             } else {
                 Class::Float("unbounded", "its bounds are not constant or leave out 0".into())
             });
         }
-        if let QuantRule::Keep { why } = def.quant {
+        if let QuantRule::Keep { why } = rule {
             return float("no-integer-kernel", why.to_owned());
         }
         let row = match target.row(node, opset) {
             Ok(row) => row,
             Err(why) => return float("no-integer-kernel", why),
         };
-        match def.quant {
+        match rule {
             QuantRule::Weighted { data, weight, bias, axis } => {
                 if let Some(why) = self.weighted_obstacle(n, data, weight, bias, axis)? {
                     return float("no-integer-form", why);
@@ -199,7 +204,7 @@ impl<'a> GraphPlanner<'a> {
         if node.attrs.float("alpha").is_some_and(|x| x != 1.0) || node.attrs.float("beta").is_some_and(|x| x != 1.0) {
             return say("alpha or beta is not 1");
         }
-        if let Some(b) = bias.and_then(|slot| self.g.input(n, slot)) {
+        if let Some(b) = bias.and_then(|slot| self.g.input(n, slot)).filter(|_| self.config.scheme.bias == BiasType::Int32) {
             let Some(b) = constant(self.model, self.id, b) else { return say("its bias is not a constant") };
             let channels = w.shape()[a];
             if b.dtype() != DType::F32 || b.len() != channels || b.shape().last() != Some(&channels) {
@@ -267,10 +272,24 @@ impl<'a> GraphPlanner<'a> {
     fn is_data(&self, n: NodeId, slot: usize) -> bool {
         match self.rule.get(&n) {
             Some(QuantRule::Weighted { data, .. }) => *data == slot,
-            Some(QuantRule::Combine { data, .. }) => data.contains(slot),
+            Some(QuantRule::Combine { data, .. }) => data.contains(slot) && self.fused_slot(n) != Some(slot),
             Some(QuantRule::Share) => slot == 0,
             _ => false,
         }
+    }
+
+    /// The operand of a residual addition that its maker is fused with and that stays float: of several the last made.
+    fn fused_slot(&self, n: NodeId) -> Option<usize> {
+        if !matches!(self.class.get(&n), Some(Class::Combine { row }) if row.residual) {
+            return None;
+        }
+        let made = self.g.node_inputs(n).into_iter().enumerate().filter_map(|(slot, v)| {
+            let v = v.filter(|&v| self.g.n_uses(v) == 1)?;
+            let (maker, _) = self.g.producer(v)?;
+            let is_weighted = matches!(self.class.get(&maker), Some(Class::Weighted { .. }));
+            (is_weighted && self.is_integer(maker)).then_some((self.g.node(maker).pos, slot))
+        });
+        made.max_by_key(|(pos, _)| *pos).map(|(_, slot)| slot)
     }
 
     fn data_inputs(&self, n: NodeId) -> Vec<(usize, ValueId)> {
@@ -282,14 +301,22 @@ impl<'a> GraphPlanner<'a> {
         self.integer.contains(&n)
     }
 
-    /// Whether a value comes out of a node that gives integers and nothing else.
+    /// Whether a value comes out of a node that gives integers and nothing else, or one whose output costs nothing to
+    /// quantize.
     fn is_integer_made(&self, v: ValueId) -> bool {
-        self.maker(v).is_some_and(|m| self.is_integer(m) && !self.gives_floats(m))
+        self.maker(v).is_some_and(|m| self.is_integer(m) && self.output_need(m) != OutputNeed::Optional)
     }
 
-    /// Whether the node can give floats although it runs in integers.
-    fn gives_floats(&self, n: NodeId) -> bool {
-        matches!(self.class.get(&n), Some(Class::Weighted { row, .. }) if row.output == OutputNeed::Optional)
+    /// Whether the output of an integer node is quantized for its own sake.
+    fn output_need(&self, n: NodeId) -> OutputNeed {
+        match self.class.get(&n) {
+            // An operator on quantized tensors makes them, too.
+            Some(Class::Weighted { .. } | Class::Combine { .. }) if self.config.scheme.form == Form::QOperator => {
+                OutputNeed::Required
+            }
+            Some(Class::Weighted { row } | Class::Combine { row }) => row.output,
+            _ => OutputNeed::Required,
+        }
     }
 
     /// Whether some integer node reads the value, and whether all its readers are integer nodes.
@@ -312,8 +339,16 @@ impl<'a> GraphPlanner<'a> {
     /// Why a node that could run in integers should not, given which others do; `None` when it should.
     fn objection(&self, n: NodeId) -> Option<(&'static str, String)> {
         let outs: Vec<ValueId> = self.g.node_outputs(n).into_iter().flatten().collect();
-        let demanded = || outs.iter().any(|&v| self.demand(self.behind(v)).0);
+        let whole = self.config.target.whole;
+        let demanded = || whole || outs.iter().any(|&v| self.demand(self.behind(v)).0);
         match &self.class[&n] {
+            Class::Combine { row } if row.residual => {
+                let is_constant = |v: ValueId| constant(self.model, self.id, v).is_some();
+                let alone = self.g.node_inputs(n).into_iter().flatten().any(is_constant);
+                (alone || self.fused_slot(n).is_none()).then(|| {
+                    ("no-residual", "no operator that runs in integers is to be fused with it".into())
+                })
+            }
             Class::Combine { row } => {
                 if !demanded() {
                     return Some(("no-integer-consumer", "nothing after it runs in integers".into()));
@@ -331,13 +366,13 @@ impl<'a> GraphPlanner<'a> {
                         n_integer += 1;
                     } else {
                         let small = matches!((self.elements(v), size), (Some(n), Some(all)) if n * 4 <= all);
-                        if !(row.small && small) {
+                        if !(whole || row.small && small) {
                             let name = &self.g.value(v).name;
                             return Some(("float-input", format!("its input {name} is made in float")));
                         }
                     }
                 }
-                (n_integer == 0).then(|| ("float-input", "no input of it is made in integers".into()))
+                (n_integer == 0 && !whole).then(|| ("float-input", "no input of it is made in integers".into()))
             }
             Class::Share => {
                 let x = self.g.input(n, 0)?;
@@ -345,7 +380,7 @@ impl<'a> GraphPlanner<'a> {
                     return Some(("no-integer-consumer", "nothing after it runs in integers".into()));
                 }
                 let all = outs.iter().all(|&v| self.g.n_uses(v) == 0 || self.demand(v).1);
-                if !self.is_integer_made(x) && !all {
+                if !whole && !self.is_integer_made(x) && !all {
                     return Some((
                         "float-input",
                         "its input is made in float and not all its readers run in integers".into(),
@@ -390,6 +425,9 @@ impl<'a> GraphPlanner<'a> {
                 match (&self.class[&n], lost.remove(&n)) {
                     (_, Some((code, why))) => Decision::Float { code, why },
                     (Class::Float(code, why), None) => Decision::Float { code, why: why.clone() },
+                    _ if !self.config.scheme.absorb => {
+                        Decision::Float { code: "kept-bound", why: "fused by the runtime with what it bounds".into() }
+                    }
                     _ => Decision::Float {
                         code: "no-integer-kernel",
                         why: "bounds stay where no quantization follows directly".into(),
@@ -397,7 +435,12 @@ impl<'a> GraphPlanner<'a> {
                 }
             };
             let macs = self.macs(n);
-            plan.nodes.push(NodePlan { place: (self.id, n), decision, weight: None, macs });
+            let data = match decision {
+                Decision::Integer => self.data_inputs(n).into_iter().map(|(slot, _)| slot).collect(),
+                _ => Vec::new(),
+            };
+            let rule = self.rule.get(&n).copied().unwrap_or(QuantRule::Keep { why: "is not known" });
+            plan.nodes.push(NodePlan { place: (self.id, n), decision, rule, data, weight: None, macs });
         }
         Ok(())
     }
@@ -411,7 +454,7 @@ impl<'a> GraphPlanner<'a> {
                     tensors.insert(v);
                 }
             }
-            if !self.gives_floats(n) {
+            if self.output_need(n) == OutputNeed::Required {
                 let outs = self.g.node_outputs(n).into_iter().flatten();
                 tensors.extend(outs.filter(|&v| self.g.n_uses(v) > 0).map(|v| self.behind(v)));
             }
@@ -420,13 +463,13 @@ impl<'a> GraphPlanner<'a> {
     }
 
     fn readers(&self, v: ValueId) -> Readers {
-        let integer_made = self.maker(v).is_some_and(|m| self.is_integer(m));
+        let integer_made = self.maker(v).is_some_and(|m| self.is_integer(m) && self.output_need(m) != OutputNeed::Float);
         if integer_made || self.demand(v).1 { Readers::All } else { Readers::Integer }
     }
 
     /// The quantized tensor that a bound vanishes into.
     fn absorbing(&self, n: NodeId, readers: &BTreeMap<ValueId, Readers>) -> Option<ValueId> {
-        if !matches!(self.class[&n], Class::Bound) {
+        if !matches!(self.class[&n], Class::Bound) || !self.config.scheme.absorb {
             return None;
         }
         let (x, y) = (self.g.input(n, 0)?, self.g.output(n, 0)?);
@@ -498,10 +541,10 @@ impl<'a> GraphPlanner<'a> {
 ///
 /// # Errors
 /// A graph has a cycle, or a stored tensor cannot be read.
-pub fn observable(model: &Model, target: &Target, facts: &Facts, excluded: &Excluded) -> Result<BTreeSet<Place>> {
+pub fn observable(model: &Model, config: &Config, facts: &Facts, excluded: &Excluded) -> Result<BTreeSet<Place>> {
     let mut places = BTreeSet::new();
     for id in model.graph_ids() {
-        let mut planner = GraphPlanner::new(model, id, target, facts, excluded)?;
+        let mut planner = GraphPlanner::new(model, id, config, facts, excluded)?;
         // Excluding more nodes only takes integer nodes away, and with them what they read and make.
         planner.settle();
         places.extend(planner.tensors().into_iter().map(|v| (id, v)));

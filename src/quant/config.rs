@@ -1,10 +1,16 @@
 //! What the user chose.
 
+use std::collections::BTreeSet;
+
 use super::annotate::Excluded;
+use super::overrides::Overrides;
+use super::prune::Pattern;
+use super::region::Region;
+use super::scheme::{Choices, Scheme};
 use super::target::Target;
 use crate::calibrate::Method;
-use crate::error::{Result, WithHelp, bail};
-use crate::ir::Model;
+use crate::error::{Context, Result, WithHelp, bail};
+use crate::ir::{GraphId, Model, NodeId};
 use crate::ops::quant_rule::{CAST, QUANTIZED};
 
 /// What becomes integers.
@@ -25,10 +31,20 @@ pub struct Config {
     pub mode: Mode,
     /// The runtime that the model is for.
     pub target: Target,
+    /// How tensors are quantized.
+    pub scheme: Scheme,
     /// How ranges are chosen.
     pub method: Method,
     /// Names the nodes that stay float: gets name and operator, gives the reason.
     pub exclude: Box<dyn Fn(&str, &str) -> Option<String> + Sync>,
+    /// Only nodes in one of these parts are quantized; without any, all may be.
+    pub regions: Vec<Region>,
+    /// What the user says of single tensors.
+    pub overrides: Overrides,
+    /// Which weights become zero first.
+    pub prune: Option<Pattern>,
+    /// Whether graph inputs and outputs hold integers where they can.
+    pub quantize_io: bool,
     /// Output SQNR in dB that the emitted model must reach on samples that were not used to choose anything; operators
     /// stay float until it does.
     pub min_sqnr_db: f64,
@@ -42,30 +58,61 @@ impl Config {
     /// # Errors
     /// There is no such target.
     pub fn new(target: &str) -> Result<Self> {
+        let target = Target::named(target)?;
         Ok(Config {
             mode: Mode::Static,
-            target: Target::named(target)?,
+            scheme: Scheme::new(&target, &Choices::default())?,
+            target,
             method: Method::default(),
             exclude: Box::new(|_, _| None),
+            regions: Vec::new(),
+            overrides: Overrides::new(),
+            prune: None,
+            quantize_io: false,
             min_sqnr_db: 20.0,
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         })
     }
 
-    /// The nodes that the user wants float.
+    /// The lowest opset that the result can be written in.
     #[must_use]
-    pub fn excluded(&self, model: &Model) -> Excluded {
+    pub fn opset_floor(&self) -> i64 {
+        let types = self.overrides.values().filter_map(|o| o.dtype);
+        let own = self.scheme.own_domain;
+        types.map(|d| if d.bits() == 8 || own { 0 } else { 21 }).fold(self.scheme.opset_floor(&self.target), i64::max)
+    }
+
+    /// The nodes that the user wants float.
+    ///
+    /// # Errors
+    /// A region names nothing in the model.
+    pub fn excluded(&self, model: &Model) -> Result<Excluded> {
         let mut out = Excluded::new();
+        let mut inside = BTreeSet::new();
+        for r in &self.regions {
+            inside.extend(r.nodes(model).context("--region")?);
+        }
+        let main = model.graph_ids().next();
+        let is_outside = |mut id: GraphId, mut n: NodeId| {
+            // A body lies where its owner lies.
+            while let Some(o) = model.graph(id).owner() {
+                (id, n) = (o.graph, o.node);
+            }
+            !self.regions.is_empty() && !(Some(id) == main && inside.contains(&n))
+        };
         for id in model.graph_ids() {
             let g = model.graph(id);
             for n in g.nodes() {
                 let node = g.node(n);
+                if is_outside(id, n) {
+                    out.insert((id, n), ("excluded", "outside --region".into()));
+                }
                 if let Some(why) = (self.exclude)(&node.label(), &node.op_type) {
                     out.insert((id, n), ("excluded", why));
                 }
             }
         }
-        out
+        Ok(out)
     }
 }
 

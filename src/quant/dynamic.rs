@@ -60,7 +60,7 @@ pub fn run(
 }
 
 fn plan(model: &Model, options: Options, config: &Config, report: &mut Report) -> Result<Vec<Item>> {
-    let excluded = config.excluded(model);
+    let excluded = config.excluded(model)?;
     let mut jobs: BTreeMap<(Place, bool), Arc<Job>> = BTreeMap::new();
     let mut items = Vec::new();
     for id in model.graph_ids() {

@@ -5,15 +5,20 @@ pub mod annotate;
 pub mod check;
 pub mod config;
 pub mod dynamic;
+pub mod extract;
 pub mod facts;
 pub mod importance;
 pub mod lazy;
 pub mod measure;
+pub mod overrides;
 pub mod params;
 pub mod plan;
 pub mod progress;
+pub mod prune;
 pub mod realize;
+pub mod region;
 pub mod report;
+pub mod scheme;
 pub mod search;
 pub mod solve;
 pub mod target;
@@ -21,7 +26,7 @@ pub mod weight_only;
 
 use crate::calibrate::dataset::Dataset;
 use crate::diag::Sink;
-use crate::error::{Location, Result, bail, ensure};
+use crate::error::{Location, Result, WithHelp, bail, ensure};
 use crate::interp::{CompileOptions, Program};
 use crate::ir::{Def, Model};
 use crate::passes;
@@ -80,17 +85,27 @@ pub fn quantize(
     let mut report = Report { before: report::Side::of(&model), ..Report::default() };
     ensure!(!data.calibration.is_empty(), "there are no calibration samples");
     close_inputs(&mut model, sink);
-    let mut ctx = passes::Ctx::new(sink).opset_floor(config.target.opset);
+    let mut ctx = passes::Ctx::new(sink).opset_floor(config.opset_floor());
     passes::manager::run(&mut model, &passes::PREPARE, &mut ctx, observer)?;
     crate::infer::infer(&mut model, sink)?;
     observer("prepare", &model);
-    let excluded = config.excluded(&model);
+    let excluded = config.excluded(&model)?;
+    for name in config.overrides.keys() {
+        ensure!(tensor(&model, name).is_some(), "the override of \"{name}\": there is no tensor of that name in the model");
+    }
 
     report_unknown(&model, sink);
     let program = Program::compile(&model, &CompileOptions { skip_unknown: true, ..CompileOptions::default() })?;
-    let search::Choice { prepared, plan, emitted } =
+    if let Some(pattern) = config.prune {
+        // After the reference was compiled: what pruning costs is part of the error.
+        let done = prune::prune(&mut model, pattern)?;
+        let (zeros, all) = (done.zeros, done.elements);
+        report.notes.push(format!("{zeros} of {all} weights are zero in {} tensors (--sparsity)", done.n_weights));
+    }
+    let search::Choice { prepared, plan, mut emitted } =
         search::choose(model, config, &excluded, data, progress, sink, &mut report)?;
 
+    self_check(&emitted, config, sink)?;
     progress.begin("measuring the result", 1);
     let quantized = solve::compile(&emitted)?;
     (report.outputs, report.n_holdout) =
@@ -102,9 +117,53 @@ pub fn quantize(
     report.is_floor_met = measure::worst_sqnr(&report.outputs) >= config.min_sqnr_db;
     report.n_calibration = data.calibration.len();
     report.holdout_is_calibration = data.is_shared;
+    report_unused(&prepared, &plan, config, sink);
+    if config.quantize_io {
+        for e in realize::quantized_io::quantize_io(&mut emitted)? {
+            let (name, dtype, scale, zero) = (e.name, e.dtype, e.scale, e.zero_point);
+            report.notes.push(format!("\"{name}\" holds {dtype}: scale {scale:?}, zero point {zero}"));
+        }
+    }
     report.describe(&prepared, &plan, &emitted);
     observer("quantize", &emitted);
     Ok(Quantized { model: emitted, prepared, plan, report })
+}
+
+/// A tensor of a prepared model by the name that it has, or had before a BatchNormalization was folded into it.
+fn tensor(prepared: &Model, name: &str) -> Option<plan::Place> {
+    prepared.graph_ids().find_map(|id| {
+        let g = prepared.graph(id);
+        g.find_value(name).or_else(|| g.find_value(&format!("{name}_fused"))).map(|v| (id, v))
+    })
+}
+
+/// Says which overrides change nothing.
+fn report_unused(prepared: &Model, plan: &QuantPlan, config: &Config, sink: &mut Sink) {
+    for name in config.overrides.keys() {
+        let Some((id, v)) = tensor(prepared, name) else { continue };
+        let is_weight = |n: &plan::NodePlan| {
+            n.weight.is_some() && prepared.graph(id).consumers(v).iter().any(|(r, _)| n.place == (id, *r))
+        };
+        if !plan.tensors.contains_key(&(id, v)) && !plan.nodes.iter().any(is_weight) {
+            sink.warn("override-unused", Location::value(name), "has an override, and is not quantized");
+        }
+    }
+}
+
+/// Fails when the emitted model breaks a rule of the specification or is refused by its target, and warns of what the
+/// target will run slower than it could.
+fn self_check(emitted: &Model, config: &Config, sink: &mut Sink) -> Result<()> {
+    let found = check::check(emitted, Some(&config.target));
+    let (errors, warnings): (Vec<_>, Vec<_>) = found.into_iter().partition(|f| f.severity == check::Severity::Error);
+    for f in warnings {
+        sink.note(f.code, f.location, f.message);
+    }
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let text: Vec<String> = errors.iter().take(5).map(ToString::to_string).collect();
+    let e: Result<()> = (|| bail!("the emitted model fails the self-check: {}", text.join("; ")))();
+    e.help(|| "report this with the model; --nodes-to-exclude on the named node avoids it".into())
 }
 
 /// Takes stored tensors that older exporters list as graph inputs (weights, mostly) for the constants that they are, and

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use super::params::{QParams, WeightParams};
 use crate::ir::{GraphId, Model, NodeId, ValueId};
+use crate::ops::QuantRule;
 use crate::tensor::Tensor;
 
 /// A value of a model.
@@ -77,6 +78,10 @@ pub struct NodePlan {
     pub place: NodePlace,
     /// What becomes of it.
     pub decision: Decision,
+    /// How the target quantizes it.
+    pub rule: QuantRule,
+    /// Input slots that read quantized data when it runs in integers.
+    pub data: Vec<usize>,
     /// Quantized weight and bias, for a node with a weight that runs in integers, once activation ranges are known.
     pub weight: Option<WeightPlan>,
     /// Multiply-accumulate operations per inference on the first calibration sample.

@@ -279,5 +279,5 @@ fn rank(
 pub fn plan_only(model: &Model, config: &Config, sample: &[(String, crate::tensor::Tensor)]) -> Result<QuantPlan> {
     let options = RunOptions { threads: config.threads, ..RunOptions::default() };
     let facts = Facts::of(model, sample, options, true)?;
-    annotate(model, &config.target, &facts, &config.excluded(model))
+    annotate(model, config, &facts, &config.excluded(model)?)
 }

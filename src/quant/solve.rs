@@ -9,17 +9,20 @@ use super::annotate::{Excluded, annotate, constant, observable};
 use super::config::Config;
 use super::facts::Facts;
 use super::importance::importance;
+use super::overrides::Override;
 use super::params::{QParams, Range, WeightParams};
 use super::plan::{Decision, Place, QuantPlan, RangeFrom, WeightPlan};
 use super::progress::Progress;
-use super::realize::qdq;
+use super::realize::{qdq, qoperator};
+use super::scheme::Form;
+use super::target::BiasType;
 use crate::calibrate::Tracker;
 use crate::calibrate::dataset::Dataset;
 use crate::diag::Sink;
-use crate::error::{At, Context, Location, Result, WithHelp, anyhow, bail};
+use crate::error::{At, Context, Location, Result, anyhow, bail, ensure};
 use crate::interp::{CompileOptions, Program, RunOptions};
 use crate::ir::{Def, GraphId, Model, NodeId, ValueId};
-use crate::ops::{Item, QuantRule, lookup};
+use crate::ops::{Item, QuantRule};
 use crate::passes;
 
 /// What calibration saw of one tensor.
@@ -116,7 +119,7 @@ pub fn track(
     data: &dyn Dataset,
     progress: &dyn Progress,
 ) -> Result<Trackers> {
-    let mut places = observable(model, &config.target, facts, excluded)?;
+    let mut places = observable(model, config, facts, excluded)?;
     // What a body uses of the graph around it is observed where it is made.
     places.extend(places.iter().map(|&p| root(model, p)).collect::<Vec<_>>());
     let is_weighted = config.method.calibrator.is_weighted;
@@ -168,7 +171,7 @@ impl Solver<'_> {
     /// A stored tensor cannot be read, or calibration never saw a tensor.
     pub fn plan(&self, excluded: &Excluded) -> Result<QuantPlan> {
         let mut excluded = excluded.clone();
-        let mut plan = annotate(self.model, &self.config.target, self.facts, &excluded)?;
+        let mut plan = annotate(self.model, self.config, self.facts, &excluded)?;
         // A tensor that no sample made (a branch not taken) has no range: its readers and its maker stay float.
         loop {
             let unseen = self.unseen(&plan);
@@ -176,7 +179,7 @@ impl Solver<'_> {
                 break;
             }
             excluded.extend(unseen);
-            plan = annotate(self.model, &self.config.target, self.facts, &excluded)?;
+            plan = annotate(self.model, self.config, self.facts, &excluded)?;
         }
         self.activations(&mut plan)?;
         self.weights(&mut plan)?;
@@ -211,7 +214,7 @@ impl Solver<'_> {
     }
 
     fn activations(&self, plan: &mut QuantPlan) -> Result<()> {
-        let dtype = self.config.target.activation()?;
+        let (dtype, symmetric) = (self.config.scheme.activation, self.config.scheme.symmetric_activations);
         let mut groups: BTreeMap<Place, (Option<Range>, Option<Range>)> = BTreeMap::new();
         for (place, t) in &plan.tensors {
             let (observed, fixed) = groups.entry(t.group).or_default();
@@ -222,11 +225,36 @@ impl Solver<'_> {
                 *observed = Some(observed.map_or(r, |o| o.union(r)));
             }
         }
+        // What is said of one tensor of a group holds for all of it.
+        let mut said: BTreeMap<Place, (&str, &Override)> = BTreeMap::new();
+        for (&(g, v), t) in &plan.tensors {
+            let name = &self.model.graph(g).value(v).name;
+            if let Some((name, o)) = self.config.overrides.get_key_value(name)
+                && let Some((other, before)) = said.insert(t.group, (name, o))
+                && before != o
+            {
+                bail!("the overrides of \"{other}\" and \"{name}\" differ, and one operator gives both their parameters");
+            }
+        }
         for t in plan.tensors.values_mut() {
             let (observed, fixed) = groups.get(&t.group).copied().unwrap_or_default();
+            if let Some((name, o)) = said.get(&t.group) {
+                let seen = fixed.or(observed).ok_or_else(|| anyhow!("a tensor has no range"))?;
+                let p = o.activation(seen, &self.config.scheme).with_context(|| format!("override of \"{name}\""))?;
+                let target = &self.config.target;
+                ensure!(
+                    target.activation.allows(p.dtype),
+                    "override of \"{name}\": {} does not run activations of type {}: {}",
+                    target.name,
+                    p.dtype,
+                    target.activation.why
+                );
+                t.params = Some(p);
+                continue;
+            }
             t.params = Some(match (fixed, observed) {
-                (Some(r), _) => QParams::fixed(r, dtype)?,
-                (None, Some(r)) => QParams::asymmetric(r, dtype)?,
+                (Some(r), _) => QParams::fixed(r, dtype, symmetric)?,
+                (None, Some(r)) => QParams::covering(r, dtype, symmetric)?,
                 (None, None) => bail!("a tensor has no range"),
             });
         }
@@ -242,19 +270,28 @@ impl Solver<'_> {
             let g = self.model.graph(id);
             let node = g.node(n);
             let opset = self.model.opsets_in(id).iter().find(|(d, _)| *d == node.domain).map_or(1, |(_, v)| *v);
-            let Some(QuantRule::Weighted { data, weight, bias, axis }) =
-                lookup(&node.domain, &node.op_type, opset).map(|d| d.quant)
-            else {
-                continue;
-            };
+            let QuantRule::Weighted { data, weight, bias, axis } = plan.nodes[i].rule else { continue };
             let stored = |slot: usize| g.input(n, slot).and_then(|v| constant(self.model, id, v));
             let w = stored(weight).ok_or_else(|| anyhow!("its weight is not a constant")).at(|| node.location())?;
             // A weight of more than two dimensions multiplies batches: only one scale for all of it is portable.
-            let per_channel = axis != crate::ops::WeightAxis::Last || w.shape().len() == 2;
+            let scheme = &self.config.scheme;
+            let by_target = self.config.target.row(node, opset).is_ok_and(|r| r.per_channel);
+            let per_channel =
+                scheme.per_channel && by_target && (axis != crate::ops::WeightAxis::Last || w.shape().len() == 2);
             let axis = axis.resolve(&node.attrs, w.shape().len()).filter(|_| per_channel);
-            let mut params = WeightParams::max_abs(w.get()?.slice()?, w.shape(), axis);
+            // Folding a BatchNormalization makes a new tensor of the old one's name.
+            let name = g.input(n, weight).map(|v| g.value(v).name.as_str()).unwrap_or_default();
+            let of = |n: &str| self.config.overrides.get(n);
+            if let Some(o) = of(name).or_else(|| of(name.trim_end_matches("_fused"))) {
+                let params = o.weight(w.get()?.slice()?, w.shape(), axis, scheme);
+                let params = params.with_context(|| format!("override of \"{name}\""))?;
+                plan.nodes[i].weight = Some(WeightPlan { params, rounded: None, bias: None });
+                continue;
+            }
+            let mut params = WeightParams::covering(w.get()?.slice()?, w.shape(), axis, scheme.weight);
             let x = g.input(n, data).and_then(|v| plan.tensors.get(&(id, v))).and_then(|t| t.params);
-            if let (Some(x), Some(b)) = (x, bias.and_then(stored)) {
+            let bias = bias.and_then(stored).filter(|_| scheme.bias == BiasType::Int32);
+            if let (Some(x), Some(b)) = (x, bias) {
                 params.fit_bias(b.get()?.slice()?, x.scale);
             }
             plan.nodes[i].weight = Some(WeightPlan { params, rounded: None, bias: None });
@@ -262,19 +299,17 @@ impl Solver<'_> {
         Ok(())
     }
 
-    /// The model that a plan gives, checked.
+    /// The model that a plan gives.
     ///
     /// # Errors
-    /// The emitted model fails the self-check: a bug of ours, so nothing is written.
+    /// The plan is not complete.
     pub fn emit(&self, plan: &QuantPlan) -> Result<Model> {
         let mut emitted = self.model.clone();
-        qdq::realize(&mut emitted, plan)?;
+        qdq::realize(&mut emitted, plan, &self.config.scheme)?;
         let mut sink = Sink::default();
         passes::manager::run(&mut emitted, &passes::CLEANUP, &mut passes::Ctx::new(&mut sink), &mut |_, _| {})?;
-        let bad = super::check::check(&emitted);
-        if !bad.is_empty() {
-            let e: Result<()> = (|| bail!("the emitted model fails the self-check: {}", bad.join("; ")))();
-            e.help(|| "report this with the model; --nodes-to-exclude on the named node avoids it".into())?;
+        if self.config.scheme.form == Form::QOperator {
+            qoperator::from_qdq(&mut emitted)?;
         }
         Ok(emitted)
     }

@@ -213,7 +213,7 @@ pub(super) fn measure(
 
 /// What can be done with each node.
 fn choices(model: &Model, config: &Config, options: Options) -> Result<Vec<(NodePlace, Choice)>> {
-    let excluded = config.excluded(model);
+    let excluded = config.excluded(model)?;
     let mut chosen = Vec::new();
     for id in model.graph_ids() {
         for n in model.graph(id).order()? {

@@ -9,6 +9,7 @@
 
 pub mod backend_data;
 pub mod compare;
+pub mod made;
 pub mod models;
 pub mod npz;
 pub mod ort;
@@ -27,6 +28,23 @@ pub fn target_dir() -> PathBuf {
 /// A file or folder of the repository's `testdata`.
 pub fn testdata(relative: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(relative)
+}
+
+/// Whether this machine multiplies 8-bit integers without saturating: x86-64 before VNNI does not.
+pub fn has_exact_products() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        is_x86_feature_detected!("avx512vnni") || is_x86_feature_detected!("avxvnni")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        true
+    }
+}
+
+/// The target that ONNX Runtime runs exactly on this machine.
+pub fn ort_target() -> &'static str {
+    if has_exact_products() { "ort-cpu" } else { "ort-cpu-avx2" }
 }
 
 /// The folder of real models with samples (`models/NAME.onnx`, `data/NAME/{calib,eval}/*.npz`) that

@@ -108,6 +108,22 @@ pub fn ort_optimized(model: &Path, level: Level) -> Result<Vec<RunNode>, String>
     Ok(nodes.into_iter().map(|[name, op_type, domain]| RunNode { name, op_type, domain }).collect())
 }
 
+/// Type and precision of a layer as OpenVINO runs it.
+pub type Layer = (String, String);
+
+/// Runs a model in OpenVINO on the CPU and returns its outputs and the layers.
+///
+/// # Errors
+/// What OpenVINO says when it does not load or run the model.
+pub fn openvino_run(model: &Path, inputs: &[(&str, &Array)]) -> Result<(Vec<(String, Array)>, Vec<Layer>), String> {
+    let dir = TempDir::new().unwrap();
+    let (given, made) = (dir.path().join("inputs.npz"), dir.path().join("outputs.npz"));
+    npz::write(&given, inputs);
+    let layers = request("openvino", json!({ "model": model, "inputs": given, "outputs": made }))?;
+    let layers: Vec<[String; 2]> = serde_json::from_value(layers).map_err(|e| e.to_string())?;
+    Ok((npz::read(&made), layers.into_iter().map(|[a, b]| (a, b)).collect()))
+}
+
 /// Operator type and domain of every node in [`ort_optimized`].
 ///
 /// # Errors

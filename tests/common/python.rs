@@ -55,7 +55,7 @@ fn make_venv() -> PathBuf {
             Command::new(interpreter(venv))
                 .args(["-m", "pip", "install", "--quiet", "--only-binary=:all:", "-r"])
                 .arg(&list),
-            "pip cannot install onnx and onnxruntime",
+            "pip cannot install onnx, onnxruntime and openvino",
         );
     });
     interpreter(&venv)

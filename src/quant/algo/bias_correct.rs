@@ -73,13 +73,9 @@ pub fn correct(model: &Model, plan: &mut QuantPlan, channels: &BTreeMap<Place, C
         };
         // W - W' element by element, then its product with the channel means.
         let per_channel = w_plan.params.axis.is_some();
-        let mut error: Vec<f32> = float.to_vec();
-        let mut ints = q.slice::<i8>()?.iter();
         let scales = &w_plan.params.scales;
-        layout.for_each(shape, &mut error, |_, o, e| {
-            let q = ints.next().copied().unwrap_or(0);
-            *e -= f32::from(q) * scales[if per_channel { o } else { 0 }];
-        });
+        let mut error: Vec<f32> =
+            float.iter().zip(w_plan.params.dequantize(&q)?).map(|(w, rounded)| w - rounded).collect();
         let outputs = layout.n_outputs(shape);
         let mut shift = vec![0f64; outputs];
         layout.for_each(shape, &mut error, |i, o, e| shift[o] += f64::from(*e) * stats.mean(i));

@@ -2,4 +2,7 @@
 
 pub mod dynamic;
 pub mod qdq;
+pub mod qoperator;
+pub mod quantized_io;
+pub mod strip;
 pub mod weight_only;

@@ -5,20 +5,24 @@
 use std::collections::BTreeMap;
 
 use crate::error::{At, Result, anyhow, ensure};
-use crate::ir::{Attr, GraphId, Model, Names, Node, NodeId, Position, TensorType, ValueId, ValueType};
-use crate::ops::{QuantRule, lookup};
+use crate::ir::{Attr, Domain, GraphId, Model, Names, Node, NodeId, Position, TensorType, ValueId, ValueType};
+use crate::ops::QuantRule;
+use crate::ops::quant_rule::QUANTIZE;
 use crate::quant::annotate::constant;
 use crate::quant::params::{QParams, Range};
-use crate::quant::plan::{Decision, NodePlan, Place, QuantPlan, Readers, TensorPlan, WeightPlan};
+use crate::quant::plan::{Decision, NodePlace, NodePlan, Place, QuantPlan, Readers, TensorPlan, WeightPlan};
+use crate::quant::scheme::Scheme;
+use crate::quant::target::BiasType;
 use crate::tensor::{DType, Tensor, affine};
 
 /// Writes a complete plan into the model. Nodes that lost their place are left for `eliminate-dead`.
 ///
 /// # Errors
 /// The plan is not complete, or a stored tensor cannot be read.
-pub fn realize(model: &mut Model, plan: &QuantPlan) -> Result<()> {
+pub fn realize(model: &mut Model, plan: &QuantPlan, scheme: &Scheme) -> Result<()> {
     let names = Names::of(model);
-    let mut w = Writer { model, plan, names, params: BTreeMap::new(), stored: BTreeMap::new() };
+    let nodes = plan.nodes.iter().map(|n| (n.place, n)).collect();
+    let mut w = Writer { model, plan, scheme, nodes, names, params: BTreeMap::new(), stored: BTreeMap::new() };
     // Weights first: they look at the nodes as the plan knows them.
     for node in &plan.nodes {
         if node.decision == Decision::Integer {
@@ -29,12 +33,18 @@ pub fn realize(model: &mut Model, plan: &QuantPlan) -> Result<()> {
     for (&place, tensor) in &plan.tensors {
         w.activation(place, tensor)?;
     }
+    let own = Domain::microsoft();
+    if scheme.own_domain && model.opset(&own).is_none() {
+        model.opsets.push((own, 1));
+    }
     Ok(())
 }
 
 struct Writer<'a> {
     model: &'a mut Model,
     plan: &'a QuantPlan,
+    scheme: &'a Scheme,
+    nodes: BTreeMap<NodePlace, &'a NodePlan>,
     names: Names,
     /// Scale and zero point values of each group of tensors.
     params: BTreeMap<Place, (ValueId, ValueId)>,
@@ -56,7 +66,10 @@ impl Writer<'_> {
         self.model.graph_mut(g).add_initializer(name, tensor)
     }
 
-    fn node(&mut self, g: GraphId, name: &str, node: Node, ins: &[ValueId], out: ValueId) -> NodeId {
+    fn node(&mut self, g: GraphId, name: &str, mut node: Node, ins: &[ValueId], out: ValueId) -> NodeId {
+        if self.scheme.own_domain {
+            node = node.domain(Domain::microsoft());
+        }
         let ins: Vec<_> = ins.iter().map(|&v| Some(v)).collect();
         let node = node.named(self.names.fresh(name));
         self.model.graph_mut(g).add_node(node, &ins, &[Some(out)])
@@ -90,7 +103,7 @@ impl Writer<'_> {
         };
         // What the QuantizeLinear reads: the tensor, or what the bound that vanishes here reads.
         let absorbed = producer.filter(|&(n, _)| {
-            self.plan.nodes.iter().any(|p| p.place == (id, n) && p.decision == Decision::Absorbed(place))
+            self.nodes.get(&(id, n)).is_some_and(|p| p.decision == Decision::Absorbed(place))
         });
         let source = match absorbed {
             Some((bound, _)) => g.input(bound, 0).ok_or_else(|| anyhow!("a bound without input cannot be absorbed"))?,
@@ -127,7 +140,7 @@ impl Writer<'_> {
         let mut slots = g.consumers(v);
         if has_raw_readers {
             // The QuantizeLinear that was just added keeps reading the float tensor.
-            slots.retain(|&(n, slot)| !(slot == 0 && g.node(n).is("QuantizeLinear")));
+            slots.retain(|&(n, slot)| !(slot == 0 && g.node(n).op_type == QUANTIZE));
         }
         if readers == Readers::Integer {
             slots.retain(|&(n, slot)| self.is_integer_data(id, n, slot));
@@ -136,21 +149,7 @@ impl Writer<'_> {
     }
 
     fn is_integer_data(&self, id: GraphId, n: NodeId, slot: usize) -> bool {
-        if self.plan.node((id, n)).is_none_or(|p| p.decision != Decision::Integer) {
-            return false;
-        }
-        match self.rule(id, n) {
-            Some(QuantRule::Weighted { data, .. }) => data == slot,
-            Some(QuantRule::Combine { data, .. }) => data.contains(slot),
-            Some(QuantRule::Share) => slot == 0,
-            _ => false,
-        }
-    }
-
-    fn rule(&self, id: GraphId, n: NodeId) -> Option<QuantRule> {
-        let node = self.model.graph(id).node(n);
-        let opset = self.model.opsets_in(id).iter().find(|(d, _)| *d == node.domain).map_or(1, |(_, v)| *v);
-        lookup(&node.domain, &node.op_type, opset).map(|d| d.quant)
+        self.nodes.get(&(id, n)).is_some_and(|p| p.decision == Decision::Integer && p.data.contains(&slot))
     }
 
     fn dequantize_for(
@@ -176,18 +175,17 @@ impl Writer<'_> {
 
     fn constants(&mut self, plan: &NodePlan) -> Result<()> {
         let (id, n) = plan.place;
-        match self.rule(id, n) {
-            Some(QuantRule::Weighted { data, weight, bias, .. }) => {
+        match plan.rule {
+            QuantRule::Weighted { data, weight, bias, .. } => {
                 let w = plan.weight.as_ref().ok_or_else(|| anyhow!("its weight has no parameters"))?;
                 self.weight(id, n, weight, w)?;
                 self.bias(id, n, data, bias, w)
             }
-            Some(QuantRule::Combine { data, .. }) => {
-                let dtype = self.activation_type();
-                for (slot, v) in self.model.graph(id).node_inputs(n).into_iter().enumerate() {
-                    let Some(v) = v.filter(|_| data.contains(slot)) else { continue };
+            QuantRule::Combine { .. } => {
+                for &slot in &plan.data {
+                    let Some(v) = self.model.graph(id).input(n, slot) else { continue };
                     if let Some(t) = constant(self.model, id, v).cloned() {
-                        let dq = self.operand(id, n, v, t.get()?, dtype)?;
+                        let dq = self.operand(id, n, v, t.get()?)?;
                         self.model.graph_mut(id).set_input(n, slot, Some(dq));
                     }
                 }
@@ -197,15 +195,11 @@ impl Writer<'_> {
         }
     }
 
-    fn activation_type(&self) -> DType {
-        self.plan.tensors.values().find_map(|t| t.params).map_or(DType::U8, |p| p.dtype)
-    }
-
     /// A constant operand of an `Add`, `Mul`, `Concat`: quantized as a whole, with a range of its own.
-    fn operand(&mut self, id: GraphId, n: NodeId, v: ValueId, t: &Tensor, dtype: DType) -> Result<ValueId> {
+    fn operand(&mut self, id: GraphId, n: NodeId, v: ValueId, t: &Tensor) -> Result<ValueId> {
         let x = t.slice::<f32>()?;
         let range = x.iter().fold(Range { min: 0.0, max: 0.0 }, |r, &x| r.union(Range::new(x, x)));
-        let p = QParams::asymmetric(range, dtype)?;
+        let p = QParams::covering(range, self.scheme.activation, self.scheme.symmetric_activations)?;
         let key = (id, v, vec![p.scale.to_bits(), p.zero_point as u32]);
         if let Some(&dq) = self.stored.get(&key) {
             return Ok(dq);
@@ -255,11 +249,11 @@ impl Writer<'_> {
         };
         ensure!(q.shape() == t.shape(), "the rounded weight has another shape");
         let name = self.model.graph(id).value(v).name.clone();
-        let n_scales = plan.params.scales.len();
-        let (scale, zero) = match plan.params.axis {
-            Some(_) => (Tensor::vector(plan.params.scales.clone()), Tensor::vector(vec![0i8; n_scales])),
-            None => (Tensor::scalar(plan.params.scales[0]), Tensor::scalar(0i8)),
+        let scale = match plan.params.axis {
+            Some(_) => Tensor::vector(plan.params.scales.clone()),
+            None => Tensor::scalar(plan.params.scales[0]),
         };
+        let zero = plan.params.zero_point_tensor()?;
         let q = self.initializer(id, &format!("{name}_quantized"), q);
         let scale = self.initializer(id, &format!("{name}_scale"), scale);
         let zero = self.initializer(id, &format!("{name}_zero_point"), zero);
@@ -276,6 +270,9 @@ impl Writer<'_> {
         let g = self.model.graph(id);
         let x = g.input(n, data).and_then(|x| self.plan.tensors.get(&(id, x))).and_then(|t| t.params);
         let x = x.ok_or_else(|| anyhow!("its data has no parameters"))?;
+        if self.scheme.bias == BiasType::Float32 {
+            return self.float_bias(id, n, slot, plan);
+        }
         let Some(slot) = slot else { return self.add_after(id, n, x, plan) };
         let stored = g.input(n, slot);
         let (name, shape, float) = match (stored, &plan.bias) {
@@ -289,6 +286,19 @@ impl Writer<'_> {
         };
         let dq = self.bias_dequantized(id, n, &name, &float, &shape, x, plan)?;
         self.model.graph_mut(id).set_input(n, slot, Some(dq));
+        Ok(())
+    }
+
+    /// The bias as it is, or the corrected one.
+    fn float_bias(&mut self, id: GraphId, n: NodeId, slot: Option<usize>, plan: &WeightPlan) -> Result<()> {
+        let (Some(slot), Some(b)) = (slot, &plan.bias) else { return Ok(()) };
+        let g = self.model.graph(id);
+        let name = match g.input(n, slot) {
+            Some(v) => g.value(v).name.clone(),
+            None => format!("{}_bias", g.node(n).label()),
+        };
+        let new = self.initializer(id, &name, Tensor::vector(b.clone()));
+        self.model.graph_mut(id).set_input(n, slot, Some(new));
         Ok(())
     }
 
@@ -329,7 +339,7 @@ impl Writer<'_> {
             return Ok(());
         }
         let [(add, slot)] = g.consumers(y)[..] else { return Ok(()) };
-        if !g.node(add).is("Add") || self.plan.node((id, add)).is_some_and(|p| p.decision == Decision::Integer) {
+        if !g.node(add).is("Add") || self.nodes.get(&(id, add)).is_some_and(|p| p.decision == Decision::Integer) {
             return Ok(());
         }
         let Some(b) = g.input(add, 1 - slot) else { return Ok(()) };

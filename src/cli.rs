@@ -79,7 +79,7 @@ pub(crate) struct Common {
 enum Command {
     /// Quantize a model (the same as without a verb)
     #[command(arg_required_else_help = true)]
-    Quantize(quantize::Args),
+    Quantize(Box<quantize::Args>),
     /// Show what is in a model, what would be quantized, and why not
     Inspect(inspect::Args),
     /// Run a model on data with the built-in interpreter
@@ -133,7 +133,7 @@ pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(command: Option<Command>, quantize: quantize::Args, session: &mut Session) -> Result<ExitCode> {
     match command {
         None => quantize::run(quantize, session),
-        Some(Command::Quantize(args)) => quantize::run(args, session),
+        Some(Command::Quantize(args)) => quantize::run(*args, session),
         Some(Command::Inspect(args)) => inspect::run(&args, session),
         Some(Command::Run(args)) => run::run(&args, session),
         Some(Command::Check(args)) => check::run(&args, session),

@@ -11,12 +11,12 @@ use common::ort::{Level, onnx_check, ort_run_at};
 use onnx_quant::calibrate::dataset::Dataset;
 use onnx_quant::ir::Model;
 use onnx_quant::onnx::{WriteOptions, write};
+use onnx_quant::quant::extract;
 use onnx_quant::quant::overrides;
 use onnx_quant::quant::prune::Pattern;
 use onnx_quant::quant::realize::{qoperator, strip};
 use onnx_quant::quant::region::Region;
 use onnx_quant::quant::scheme::{Choices, Form};
-use onnx_quant::quant::extract;
 use onnx_quant::tensor::{DType, Tensor, affine};
 
 fn ops(model: &Model) -> BTreeMap<String, usize> {
@@ -103,7 +103,8 @@ fn inputs_and_outputs_hold_integers_on_request() {
     let (plain, inputs) = made("small_cnn", "ort-cpu", &qoperator());
     let (done, _) = made_with("small_cnn", "ort-cpu", &qoperator(), |c| c.quantize_io = true);
     let g = done.model.main();
-    let types: Vec<_> = g.inputs().iter().chain(g.outputs()).map(|&v| g.value(v).ty.as_ref().unwrap().dtype()).collect();
+    let types: Vec<_> =
+        g.inputs().iter().chain(g.outputs()).map(|&v| g.value(v).ty.as_ref().unwrap().dtype()).collect();
     assert!(types.iter().all(|t| *t == Some(DType::U8)), "{types:?}");
     assert_eq!(done.report.notes.iter().filter(|n| n.contains("holds uint8")).count(), types.len());
     write(&done.model, &path, &WriteOptions::default()).unwrap();

@@ -50,9 +50,12 @@ fn forms(target: &Target) -> Vec<(String, Choices)> {
                     };
                     // An 8-bit float has one form only.
                     let is_float = a.is_float8() || w.is_float8();
-                    if Scheme::new(target, &choices).is_ok() && !(is_float && !(symmetric_activations && symmetric_weights)) {
+                    if Scheme::new(target, &choices).is_ok()
+                        && !(is_float && !(symmetric_activations && symmetric_weights))
+                    {
                         let form = |s| if s { "symmetric" } else { "asymmetric" };
-                        let what = format!("{a} {}, weights {w} {}", form(symmetric_activations), form(symmetric_weights));
+                        let what =
+                            format!("{a} {}, weights {w} {}", form(symmetric_activations), form(symmetric_weights));
                         out.push((what, choices));
                     }
                 }

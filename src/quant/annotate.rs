@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::config::Config;
 use super::facts::Facts;
-use super::scheme::Form;
 use super::plan::{Decision, NodePlace, NodePlan, Place, QuantPlan, RangeFrom, Readers, TensorPlan};
+use super::scheme::Form;
 use super::target::{BiasType, OutputNeed, Row, Target};
 use crate::error::Result;
 use crate::ir::{Attr, Def, Dim, Graph, GraphId, Model, NodeId, TensorRef, ValueId};
@@ -204,7 +204,9 @@ impl<'a> GraphPlanner<'a> {
         if node.attrs.float("alpha").is_some_and(|x| x != 1.0) || node.attrs.float("beta").is_some_and(|x| x != 1.0) {
             return say("alpha or beta is not 1");
         }
-        if let Some(b) = bias.and_then(|slot| self.g.input(n, slot)).filter(|_| self.config.scheme.bias == BiasType::Int32) {
+        if let Some(b) =
+            bias.and_then(|slot| self.g.input(n, slot)).filter(|_| self.config.scheme.bias == BiasType::Int32)
+        {
             let Some(b) = constant(self.model, self.id, b) else { return say("its bias is not a constant") };
             let channels = w.shape()[a];
             if b.dtype() != DType::F32 || b.len() != channels || b.shape().last() != Some(&channels) {
@@ -345,9 +347,8 @@ impl<'a> GraphPlanner<'a> {
             Class::Combine { row } if row.residual => {
                 let is_constant = |v: ValueId| constant(self.model, self.id, v).is_some();
                 let alone = self.g.node_inputs(n).into_iter().flatten().any(is_constant);
-                (alone || self.fused_slot(n).is_none()).then(|| {
-                    ("no-residual", "no operator that runs in integers is to be fused with it".into())
-                })
+                (alone || self.fused_slot(n).is_none())
+                    .then(|| ("no-residual", "no operator that runs in integers is to be fused with it".into()))
             }
             Class::Combine { row } => {
                 if !demanded() {
@@ -463,7 +464,8 @@ impl<'a> GraphPlanner<'a> {
     }
 
     fn readers(&self, v: ValueId) -> Readers {
-        let integer_made = self.maker(v).is_some_and(|m| self.is_integer(m) && self.output_need(m) != OutputNeed::Float);
+        let integer_made =
+            self.maker(v).is_some_and(|m| self.is_integer(m) && self.output_need(m) != OutputNeed::Float);
         if integer_made || self.demand(v).1 { Readers::All } else { Readers::Integer }
     }
 

@@ -98,7 +98,7 @@ impl Config {
             while let Some(o) = model.graph(id).owner() {
                 (id, n) = (o.graph, o.node);
             }
-            !self.regions.is_empty() && !(Some(id) == main && inside.contains(&n))
+            !self.regions.is_empty() && (Some(id) != main || !inside.contains(&n))
         };
         for id in model.graph_ids() {
             let g = model.graph(id);

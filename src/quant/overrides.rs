@@ -45,7 +45,10 @@ pub type Overrides = BTreeMap<String, Override>;
 pub fn parse(text: &str) -> Result<Overrides> {
     let value: Value = serde_json::from_str(text).context("is no JSON")?;
     let Value::Object(tensors) = value else { bail!("expected an object of tensor names") };
-    tensors.into_iter().map(|(name, v)| Ok((name.clone(), one(&v).with_context(|| format!("tensor \"{name}\""))?))).collect()
+    tensors
+        .into_iter()
+        .map(|(name, v)| Ok((name.clone(), one(&v).with_context(|| format!("tensor \"{name}\""))?)))
+        .collect()
 }
 
 fn one(value: &Value) -> Result<Override> {
@@ -90,7 +93,8 @@ fn channel_of(out: &mut Override, keys: &Map<String, Value>, is_first: bool) -> 
         match key.as_str() {
             "quant_type" => {
                 let dtype = v.as_str().and_then(type_named);
-                let dtype = dtype.with_context(|| format!("quant_type is {v}, expected QInt8, QUInt8, QInt16 or QUInt16"))?;
+                let dtype =
+                    dtype.with_context(|| format!("quant_type is {v}, expected QInt8, QUInt8, QInt16 or QUInt16"))?;
                 ensure!(is_first || out.dtype == Some(dtype), "channels have different types");
                 out.dtype = Some(dtype);
             }
@@ -106,7 +110,9 @@ fn channel_of(out: &mut Override, keys: &Map<String, Value>, is_first: bool) -> 
             }
             "zero_point" => out.zero_points.push(number(key, v)? as i32),
             "convert" => bail!("convert is not supported: a tensor has one type for all its readers"),
-            other => bail!("{other} is not known; there are quant_type, symmetric, reduce_range, axis, rmin, rmax, scale and zero_point"),
+            other => bail!(
+                "{other} is not known; there are quant_type, symmetric, reduce_range, axis, rmin, rmax, scale and zero_point"
+            ),
         }
     }
     match (low, high) {

@@ -83,7 +83,7 @@ fn share(w: &mut [f32], f: f64) {
 fn two_in_four(w: &mut [f32], shape: &[usize], axis: usize) {
     let inner: usize = shape[axis + 1..].iter().product();
     let n = shape[axis];
-    for start in (0..w.len()).filter(|i| i / inner.max(1) % n % 4 == 0) {
+    for start in (0..w.len()).filter(|i| (i / inner.max(1) % n).is_multiple_of(4)) {
         // The last group of a length that is no multiple of four is left as it is.
         if start / inner % n + 4 > n {
             continue;

@@ -214,12 +214,7 @@ impl Scheme {
     }
 }
 
-fn pick_type(
-    target: &Target,
-    option: &str,
-    tensors: &super::target::Tensors,
-    wanted: Option<DType>,
-) -> Result<DType> {
+fn pick_type(target: &Target, option: &str, tensors: &super::target::Tensors, wanted: Option<DType>) -> Result<DType> {
     let types = tensors.types()?;
     match wanted {
         Some(d) if !types.contains(&d) => {

@@ -233,7 +233,9 @@ impl Solver<'_> {
                 && let Some((other, before)) = said.insert(t.group, (name, o))
                 && before != o
             {
-                bail!("the overrides of \"{other}\" and \"{name}\" differ, and one operator gives both their parameters");
+                bail!(
+                    "the overrides of \"{other}\" and \"{name}\" differ, and one operator gives both their parameters"
+                );
             }
         }
         for t in plan.tensors.values_mut() {

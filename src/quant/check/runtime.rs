@@ -30,7 +30,12 @@ pub(super) const RULES: &[Rule] = &[
     rule("no-integer-kernel", Warning, "operators between quantized tensors have integer kernels", On(no_kernel)),
     rule("input-not-quantized", Warning, "all data of a quantized operator is quantized", On(input_not_quantized)),
     rule("output-not-quantized", Warning, "a quantized operator's output is quantized", On(output_not_quantized)),
-    rule("output-read-as-float", Warning, "only one QuantizeLinear reads a quantized operator's output", On(read_as_float)),
+    rule(
+        "output-read-as-float",
+        Warning,
+        "only one QuantizeLinear reads a quantized operator's output",
+        On(read_as_float),
+    ),
     rule("bound-not-absorbed", Warning, "Relu vanishes into the zero point behind it", On(bound_not_absorbed)),
     rule("fused-branch-quantized", Warning, "what an addition is fused with stays float", On(branch_quantized)),
     rule("useless-pair", Warning, "no pair stands between two float operators", On(useless_pair)),
@@ -184,7 +189,8 @@ fn weight_saturates(v: &View<'_>, t: &Target, out: &mut Found) {
         let Some(q) = v.stored_input(w.dq, 0).and_then(|q| q.slice::<i8>().ok()) else { continue };
         let worst = q.iter().map(|q| i32::from(*q).abs()).max().unwrap_or(0);
         if worst > 64 {
-            let what = format!("its weight reaches {worst}, and sums of two products saturate above 64: reduce its range");
+            let what =
+                format!("its weight reaches {worst}, and sums of two products saturate above 64: reduce its range");
             out.push((v.at(n), what));
         }
     }
@@ -237,10 +243,12 @@ fn every_run(v: &View<'_>, t: &Target, out: &mut Found) {
             continue;
         }
         let readers = v.g.consumers(y);
-        if let Some(&(n, _)) = readers.iter().find(|&&(n, slot)| !(is_integer(v, t, n) || fuses_weight_only(v, n, slot)))
+        if let Some(&(n, _)) =
+            readers.iter().find(|&&(n, slot)| !(is_integer(v, t, n) || fuses_weight_only(v, n, slot)))
         {
             let node = v.node(n);
-            let what = format!("is dequantized on every run, for {} \"{}\" which runs in float", node.op_type, node.label());
+            let what =
+                format!("is dequantized on every run, for {} \"{}\" which runs in float", node.op_type, node.label());
             out.push((v.at(dq), what));
         }
     }
@@ -262,7 +270,12 @@ fn fuses_weight_only(v: &View<'_>, n: NodeId, slot: usize) -> bool {
     let by_column = v.stored_input(dq, 1).is_some_and(|s| s.len() == 1) || v.axis(dq) == Some(1);
     let raw_output = v.g.output(n, 0).is_none_or(|y| v.qs_on(v.behind(y)).is_empty());
     let shared = v.g.output(dq, 0).is_some_and(|y| v.g.n_uses(y) > 1);
-    is_kn && slot == weight && rank == Some(2) && v.dq_at(n, data).is_none() && raw_output && !shared
+    is_kn
+        && slot == weight
+        && rank == Some(2)
+        && v.dq_at(n, data).is_none()
+        && raw_output
+        && !shared
         && if block > 0 { blocked } else { by_column }
 }
 
@@ -281,8 +294,7 @@ fn input_not_quantized(v: &View<'_>, t: &Target, out: &mut Found) {
     for &n in &v.nodes {
         let (Ok(row), slots) = (t.row(v.node(n), v.opset(n)), v.data_slots(n, Some(t))) else { continue };
         let (yes, no): (Vec<usize>, Vec<usize>) = slots.into_iter().partition(|&s| v.dq_at(n, s).is_some());
-        let is_output_quantized =
-            v.g.node_outputs(n).into_iter().flatten().any(|y| !v.qs_on(v.behind(y)).is_empty());
+        let is_output_quantized = v.g.node_outputs(n).into_iter().flatten().any(|y| !v.qs_on(v.behind(y)).is_empty());
         // An operator that reads quantized tensors and gives floats may be meant to run in float.
         if !row.residual && !no.is_empty() && !yes.is_empty() && is_output_quantized {
             out.push((v.at(n), format!("input {} is not quantized, so that all of it runs in float", no[0])));
@@ -292,7 +304,8 @@ fn input_not_quantized(v: &View<'_>, t: &Target, out: &mut Found) {
 
 fn output_not_quantized(v: &View<'_>, t: &Target, out: &mut Found) {
     for (n, row) in integer(v, t) {
-        let missing = v.g.node_outputs(n).into_iter().flatten().any(|y| v.g.n_uses(y) > 0 && v.qs_on(v.behind(y)).is_empty());
+        let missing =
+            v.g.node_outputs(n).into_iter().flatten().any(|y| v.g.n_uses(y) > 0 && v.qs_on(v.behind(y)).is_empty());
         let is_weighted = v.weighted(n, Some(t)).is_some();
         let float_bias = match v.weighted(n, Some(t)).and_then(|w| w.bias) {
             Some(slot) => v.input(n, slot).is_some() && v.dq_at(n, slot).is_none(),
@@ -339,7 +352,8 @@ fn bound_not_absorbed(v: &View<'_>, t: &Target, out: &mut Found) {
         let lowest = |d: DType| d.int_range().map_or(0, |(lo, _)| lo);
         for q in v.qs_on(v.behind(y)) {
             if v.zero_is(q, lowest) == Some(false) {
-                let what = "the zero point behind it is not the lowest integer: it stays, and what is before runs in float";
+                let what =
+                    "the zero point behind it is not the lowest integer: it stays, and what is before runs in float";
                 out.push((v.at(bound), what.into()));
             }
         }
@@ -374,10 +388,12 @@ fn useless_pair(v: &View<'_>, t: &Target, out: &mut Found) {
         };
         let read_in_integers = v.g.consumers(x).iter().any(|&(d, _)| {
             let y = v.g.output(d, 0).filter(|_| v.is_dq(d));
-            y.is_some_and(|y| v.g.consumers(y).iter().any(|&(r, s)| {
-                // A second QuantizeLinear changes the scale or type for those behind it.
-                v.is_q(r) || (is_integer(v, t, r) && v.data_slots(r, Some(t)).contains(&s))
-            }))
+            y.is_some_and(|y| {
+                v.g.consumers(y).iter().any(|&(r, s)| {
+                    // A second QuantizeLinear changes the scale or type for those behind it.
+                    v.is_q(r) || (is_integer(v, t, r) && v.data_slots(r, Some(t)).contains(&s))
+                })
+            })
         });
         // Quantized inputs and outputs are a wish of the user's.
         let y = v.g.output(dq, 0);

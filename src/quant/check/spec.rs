@@ -171,7 +171,8 @@ fn scale_not_positive(v: &View<'_>, out: &mut Found) {
 fn scale_type(v: &View<'_>, out: &mut Found) {
     for n in v.quantizers().filter(|&n| v.node(n).domain.is_onnx()) {
         let float = if v.is_q(n) { v.input(n, 0) } else { v.g.output(n, 0) };
-        let (Some(scale), Some(float)) = (v.input(n, 1).and_then(|s| v.dtype(s)), float.and_then(|f| v.dtype(f))) else {
+        let (Some(scale), Some(float)) = (v.input(n, 1).and_then(|s| v.dtype(s)), float.and_then(|f| v.dtype(f)))
+        else {
             continue;
         };
         let wanted = match v.opset(n) {

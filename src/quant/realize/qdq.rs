@@ -102,9 +102,8 @@ impl Writer<'_> {
             (None, None) => Position::default(),
         };
         // What the QuantizeLinear reads: the tensor, or what the bound that vanishes here reads.
-        let absorbed = producer.filter(|&(n, _)| {
-            self.nodes.get(&(id, n)).is_some_and(|p| p.decision == Decision::Absorbed(place))
-        });
+        let absorbed = producer
+            .filter(|&(n, _)| self.nodes.get(&(id, n)).is_some_and(|p| p.decision == Decision::Absorbed(place)));
         let source = match absorbed {
             Some((bound, _)) => g.input(bound, 0).ok_or_else(|| anyhow!("a bound without input cannot be absorbed"))?,
             // A graph output keeps its name: it becomes the DequantizeLinear's, and the producer makes another value.

@@ -354,13 +354,7 @@ fn remember(model: &Model, id: GraphId, n: NodeId, known: &mut BTreeMap<ValueId,
 }
 
 /// Puts an operator that moves integers between `DequantizeLinear` and `QuantizeLinear`.
-fn wrap(
-    model: &mut Model,
-    id: GraphId,
-    n: NodeId,
-    names: &mut Names,
-    known: &mut BTreeMap<ValueId, Parts>,
-) -> bool {
+fn wrap(model: &mut Model, id: GraphId, n: NodeId, names: &mut Names, known: &mut BTreeMap<ValueId, Parts>) -> bool {
     let Some(x) = model.graph(id).input(n, 0) else { return false };
     let Some(&p) = known.get(&x).filter(|_| is_mover(model, id, n)) else { return false };
     let dq = dequantize(model, id, n, p, None, names);
@@ -403,14 +397,7 @@ fn bias_scale(model: &mut Model, id: GraphId, x: ValueId, w: ValueId, names: &mu
 }
 
 /// A `DequantizeLinear` in front of a node.
-fn dequantize(
-    model: &mut Model,
-    id: GraphId,
-    n: NodeId,
-    p: Parts,
-    axis: Option<usize>,
-    names: &mut Names,
-) -> ValueId {
+fn dequantize(model: &mut Model, id: GraphId, n: NodeId, p: Parts, axis: Option<usize>, names: &mut Names) -> ValueId {
     let g = model.graph_mut(id);
     let name = g.value(p.q).name.trim_end_matches("_quantized").trim_end_matches("_QuantizeLinear_Output").to_owned();
     let mut node = Node::new(quant_rule::DEQUANTIZE).at(g.node(n).pos.before());

@@ -55,8 +55,10 @@ fn constant(model: &mut Model, id: GraphId, n: NodeId, out: &mut Stripped) -> Re
     let g = model.graph(id);
     let node = g.node(n);
     let ins = g.node_inputs(n);
-    let stored: Option<Vec<_>> =
-        ins.iter().map(|v| v.map(|v| crate::quant::annotate::constant(model, id, v)).map_or(Some(None), |t| t.map(Some))).collect();
+    let stored: Option<Vec<_>> = ins
+        .iter()
+        .map(|v| v.map(|v| crate::quant::annotate::constant(model, id, v)).map_or(Some(None), |t| t.map(Some)))
+        .collect();
     let (Some(stored), Some(y)) = (stored, g.output(n, 0)) else { return Ok(()) };
     let tensors = stored.into_iter().map(|t| t.map(|t| t.get().cloned()).transpose()).collect::<Result<Vec<_>>>()?;
     let opset = model.opsets_in(id).iter().find(|(d, _)| *d == node.domain).map_or(1, |(_, v)| *v);

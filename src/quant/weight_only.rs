@@ -236,7 +236,10 @@ struct Second {
 impl Second {
     fn gather(model: &Model, chosen: &[(NodePlace, Choice)], data: &Data<'_>, threads: usize) -> Result<Self> {
         let products = chosen.iter().filter(|(_, c)| matches!(c, Choice::Product(..)));
-        let integer = |place| NodePlan { place, decision: Decision::Integer, weight: None, macs: 0 };
+        // Only places and decisions are looked at.
+        let rule = QuantRule::Keep { why: "its weight alone is quantized" };
+        let integer =
+            |place| NodePlan { place, decision: Decision::Integer, rule, data: Vec::new(), weight: None, macs: 0 };
         let plan = QuantPlan { nodes: products.map(|(p, _)| integer(*p)).collect(), ..QuantPlan::default() };
         let needs = moments::needs(model, &plan, model);
         let limits = Limits { samples: MAX_SAMPLES, ..Limits::default() };

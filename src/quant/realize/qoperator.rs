@@ -73,6 +73,7 @@ struct Parts {
 /// # Errors
 /// A graph has a cycle.
 pub fn from_qdq(model: &mut Model) -> Result<usize> {
+    infer_types(model)?;
     let mut n_changed = 0;
     for id in model.graph_ids() {
         for n in model.graph(id).order()? {
@@ -92,6 +93,7 @@ pub fn from_qdq(model: &mut Model) -> Result<usize> {
 /// # Errors
 /// A graph has a cycle, or an operator lacks an input that it must have.
 pub fn to_qdq(model: &mut Model) -> Result<usize> {
+    infer_types(model)?;
     let mut names = Names::of(model);
     let mut n_changed = 0;
     for id in model.graph_ids() {
@@ -104,6 +106,11 @@ pub fn to_qdq(model: &mut Model) -> Result<usize> {
     }
     clean(model)?;
     Ok(n_changed)
+}
+
+/// A file need not say the types of what lies between its nodes, and the forms go by them.
+fn infer_types(model: &mut Model) -> Result<()> {
+    crate::infer::infer(model, &mut crate::diag::Sink::default())
 }
 
 fn clean(model: &mut Model) -> Result<()> {

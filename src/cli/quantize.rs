@@ -155,7 +155,9 @@ fn dtype(text: &str) -> std::result::Result<DType, String> {
         "fp8" | "float8" | "qfloat8e4m3fn" | "fp8e4m3" | "f8e4m3fn" => "float8e4m3fn",
         other => other,
     };
-    DType::from_name(name).ok_or_else(|| "expected a type of ONNX: int8, uint8, int16, uint16, float8e4m3fn, int4, uint4, int2, uint2".into())
+    DType::from_name(name).ok_or_else(|| {
+        "expected a type of ONNX: int8, uint8, int16, uint16, float8e4m3fn, int4, uint4, int2, uint2".into()
+    })
 }
 
 impl TypeArgs {
@@ -216,7 +218,8 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     let mode = args.weights.mode(args.scheme.types.weight_type)?;
     let mut base = Config::new(&args.scheme.target)?;
     // Refused before anything is read: what a target does not run is known by its table.
-    base.scheme = Scheme::new(&base.target, &args.scheme.types.choices(&mode, args.weights.form())).map_err(|e| Usage(format!("{e:#}")))?;
+    base.scheme = Scheme::new(&base.target, &args.scheme.types.choices(&mode, args.weights.form()))
+        .map_err(|e| Usage(format!("{e:#}")))?;
     base.quantize_io = args.scheme.types.quantize_io;
     base.prune = args.scheme.types.sparsity;
     if let Some(path) = &args.scheme.types.tensor_quant_overrides {

@@ -92,7 +92,9 @@ impl Args {
         }
         let dtype = weight_type.unwrap_or(DType::I8);
         if !matches!(dtype, DType::I8 | DType::U8 | DType::I4 | DType::U4 | DType::I2 | DType::U2) {
-            return usage(format!("--weight-type {dtype}; --mode weight-only has int8, uint8, int4, uint4, int2, uint2"));
+            return usage(format!(
+                "--weight-type {dtype}; --mode weight-only has int8, uint8, int4, uint4, int2, uint2"
+            ));
         }
         let base = Options::new(dtype);
         let block = self.block_size.unwrap_or(base.block);

@@ -91,7 +91,10 @@ pub fn quantize(
     observer("prepare", &model);
     let excluded = config.excluded(&model)?;
     for name in config.overrides.keys() {
-        ensure!(tensor(&model, name).is_some(), "the override of \"{name}\": there is no tensor of that name in the model");
+        ensure!(
+            tensor(&model, name).is_some(),
+            "the override of \"{name}\": there is no tensor of that name in the model"
+        );
     }
 
     report_unknown(&model, sink);

@@ -22,7 +22,8 @@
 //!
 //! What holds everywhere (`tests/tidy.rs` checks the first five):
 //!
-//! 1. Only [`onnx`] names protobuf types; only `ir/graph.rs` and `ir/order.rs` import petgraph.
+//! 1. Only [`onnx`] names protobuf types; only `ir/graph.rs`, `ir/order.rs` and `quant/cut.rs`
+//!    (minimum cuts) import petgraph.
 //! 2. An operator is defined in one file. Policy asks for its rule, not its name.
 //! 3. Only the readers and writers of [`onnx`], `calibrate::dataset` and `cli` touch files; only `cli` prints.
 //! 4. Unsafe code is in [`kernels`], and where a file is mapped into memory.

@@ -89,6 +89,9 @@ struct SchemeArgs {
     /// (without it: until the outputs reach about 20 dB)
     #[arg(long, value_name = "DB")]
     min_sqnr: Option<f64>,
+    /// What counts: `speed` keeps float what would not be faster in integers, `size` quantizes whatever can be
+    #[arg(long, value_name = "WHAT", default_value = "speed")]
+    prefer: Prefer,
     /// Where weights go: into the model file, or into a file beside it
     #[arg(long, value_name = "WHERE", default_value = "auto")]
     external_data: Where,
@@ -177,6 +180,13 @@ impl TypeArgs {
     }
 }
 
+/// What a plan is chosen for.
+#[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Prefer {
+    Speed,
+    Size,
+}
+
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Where {
     /// Beside it above 1.5 GB, or when the input's are
@@ -217,6 +227,9 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     let mut dump = Dump::new(&args.dump)?;
     let mode = args.weights.mode(args.scheme.types.weight_type)?;
     let mut base = Config::new(&args.scheme.target)?;
+    if args.scheme.prefer == Prefer::Size {
+        base.target.cost = None;
+    }
     // Refused before anything is read: what a target does not run is known by its table.
     base.scheme = Scheme::new(&base.target, &args.scheme.types.choices(&mode, args.weights.form()))
         .map_err(|e| Usage(format!("{e:#}")))?;
@@ -317,7 +330,14 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
             "the outputs do not reach {floor} dB SQNR (--min-sqnr); the best model that was found is written"
         ));
     }
-    Ok(ExitCode::from(if is_met { 0 } else { 3 }))
+    if !done.report.pays {
+        session.say(&format!(
+            "nothing was quantized: no operator is predicted to be faster in integers on {}, so the float model is written \
+             (`--prefer size` quantizes it all the same)",
+            args.scheme.target
+        ));
+    }
+    Ok(ExitCode::from(if is_met && done.report.pays { 0 } else { 3 }))
 }
 
 /// Prints what would be done.

@@ -84,6 +84,10 @@ impl Summary {
         let versions = |s: &crate::quant::report::Side| format!("{} / {}", s.opset, s.ir_version);
         row(&mut t, "opset / IR", &versions(&r.before), &versions(&r.after), "");
         self.operator_rows(&mut t);
+        if let Some((float, planned)) = r.time {
+            let speed = format!("{:.2}x", float / planned.max(f64::MIN_POSITIVE));
+            row(&mut t, "predicted speed", "1x", &speed, &format!("on {}, by its cost table", self.target));
+        }
         self.kept_rows(&mut t);
         for (i, o) in r.outputs.iter().take(MAX_OUTPUTS).enumerate() {
             let name = if r.outputs.len() > 1 { format!("{}: ", o.name) } else { String::new() };
@@ -186,6 +190,8 @@ impl Summary {
                 "cosine": o.cosine, "max_abs": o.max_abs, "top1_agreement": o.top1_agreement,
             })).collect::<Vec<_>>(),
             "floor_met": r.is_floor_met,
+            "predicted_speed": r.time.map(|(float, planned)| float / planned.max(f64::MIN_POSITIVE)),
+            "pays": r.pays,
             "notes": r.notes,
             "diagnostics": session.sink.diagnostics().iter().map(|d| json!({
                 "severity": if d.severity == crate::diag::Severity::Warning { "warning" } else { "note" },

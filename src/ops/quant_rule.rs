@@ -58,6 +58,19 @@ pub enum QuantRule {
     Bound,
 }
 
+impl QuantRule {
+    /// Whether an input slot is read as quantized data.
+    #[must_use]
+    pub fn is_data(self, slot: usize) -> bool {
+        match self {
+            QuantRule::Weighted { data, .. } => data == slot,
+            QuantRule::Combine { data, .. } => data.contains(slot),
+            QuantRule::Share => slot == 0,
+            QuantRule::Bound | QuantRule::Keep { .. } => false,
+        }
+    }
+}
+
 /// A set of input slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Slots {

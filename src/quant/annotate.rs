@@ -43,6 +43,14 @@ pub fn constant(model: &Model, graph: GraphId, value: ValueId) -> Option<&Tensor
     }
 }
 
+/// The quantization rule of a node; `None` for an operator that is not known.
+#[must_use]
+pub fn rule(model: &Model, (id, n): NodePlace) -> Option<QuantRule> {
+    let node = model.graph(id).node(n);
+    let opset = model.opsets_in(id).iter().find(|(d, _)| *d == node.domain).map_or(1, |(_, v)| *v);
+    lookup(&node.domain, &node.op_type, opset).map(|d| d.quant)
+}
+
 /// What a node could be.
 #[derive(Clone)]
 enum Class<'a> {
@@ -272,12 +280,7 @@ impl<'a> GraphPlanner<'a> {
     }
 
     fn is_data(&self, n: NodeId, slot: usize) -> bool {
-        match self.rule.get(&n) {
-            Some(QuantRule::Weighted { data, .. }) => *data == slot,
-            Some(QuantRule::Combine { data, .. }) => data.contains(slot) && self.fused_slot(n) != Some(slot),
-            Some(QuantRule::Share) => slot == 0,
-            _ => false,
-        }
+        self.rule.get(&n).is_some_and(|r| r.is_data(slot)) && self.fused_slot(n) != Some(slot)
     }
 
     /// The operand of a residual addition that its maker is fused with and that stays float: of several the last made.

@@ -110,6 +110,12 @@ impl QuantPlan {
         self.nodes.iter().filter(|n| n.decision == Decision::Integer).count()
     }
 
+    /// The number of nodes with a quantized weight.
+    #[must_use]
+    pub fn n_weighted(&self) -> usize {
+        self.nodes.iter().filter(|n| n.weight.is_some()).count()
+    }
+
     /// The multiply-accumulate operations of all nodes, and of those that run in integers.
     #[must_use]
     pub fn macs(&self) -> (u64, u64) {

@@ -104,6 +104,10 @@ pub struct Report {
     pub holdout_is_calibration: bool,
     /// What was tried to reach the accuracy floor, one sentence each.
     pub notes: Vec<String>,
+    /// Predicted microseconds on the target, all in float and as planned; `None` where the target has no cost table.
+    pub time: Option<(f64, f64)>,
+    /// Whether quantization is predicted to save time worth having; where not, the model stays float.
+    pub pays: bool,
     /// Whether the accuracy floor was reached.
     pub is_floor_met: bool,
 }

@@ -1,5 +1,8 @@
-//! Choices by measured error: which algorithms are applied, and which operators stay float so that the model is not
-//! noise. Every choice is verified by running the model that it gives, on samples that are not the held-out ones.
+//! Choices by cost and by measured error: which operators pay, which algorithms are applied, and which operators stay float
+//! so that the model is not noise. Every choice is verified by running the model that it gives, on samples that are not
+//! the held-out ones.
+
+use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
@@ -9,7 +12,8 @@ use super::annotate::{Excluded, annotate};
 use super::config::Config;
 use super::facts::Facts;
 use super::measure::{Reference, worst_sqnr};
-use super::plan::{Decision, NodePlace, QuantPlan};
+use super::partition::{Noise, Partition};
+use super::plan::{Decision, NodePlace, Place, QuantPlan};
 use super::progress::Progress;
 use super::report::Report;
 use super::solve::{self, Observed, Solver, compile};
@@ -30,6 +34,8 @@ const MARGIN_DB: f64 = 1.5;
 /// Work that the ranking of operators may take, in multiply-accumulate operations (about half a minute on one core):
 /// in larger models neighbours are ranked together.
 const RANK_BUDGET_MACS: u64 = 400_000_000_000;
+/// Models that are made and run in search of one over the floor.
+const ATTEMPTS: usize = 6;
 /// A model as good as this needs no algorithm.
 const GOOD_DB: f64 = 45.0;
 
@@ -92,6 +98,10 @@ impl Variant {
     fn solver<'a>(&'a self, config: &'a Config) -> Solver<'a> {
         Solver { model: &self.model, config, facts: &self.facts, observed: &self.observed }
     }
+
+    fn partition<'a>(&'a self, config: &'a Config, noise: &'a Noise) -> Partition<'a> {
+        Partition { model: &self.model, target: &config.target, facts: &self.facts, noise }
+    }
 }
 
 /// What was chosen.
@@ -104,9 +114,20 @@ pub struct Choice {
     pub emitted: Model,
 }
 
-/// Whether biases are corrected.
-#[derive(Clone, Copy, PartialEq)]
-struct Corrected(bool);
+/// A plan, its model and how good that is on the samples that choices are verified on.
+struct Attempt {
+    plan: QuantPlan,
+    emitted: Model,
+    db: f64,
+}
+
+/// What choices are made with.
+struct Search<'a> {
+    config: &'a Config,
+    reference: Reference,
+    fit: Pick<'a>,
+    progress: &'a dyn Progress,
+}
 
 /// Makes every choice for a prepared float model.
 ///
@@ -123,122 +144,199 @@ pub fn choose(
 ) -> Result<Choice> {
     let (fit, tune) = split(data.calibration);
     let reference = Reference::new(&compile(&model)?, &tune, TUNE_SAMPLES, config.threads)?;
-    let score = |model: &Model, samples: usize| -> Result<f64> {
-        Ok(worst_sqnr(&reference.compare(&compile(model)?, samples, config.threads)?))
-    };
-    let mut variant = Variant::new(model, config, excluded, &fit, progress, sink)?;
-    let mut plan = variant.solver(config).plan(excluded)?;
-    let mut emitted = variant.solver(config).emit(&plan)?;
-    let mut db = score(&emitted, TUNE_SAMPLES)?;
-    if plan.n_integer() == 0 {
-        return Ok(Choice { prepared: variant.model, plan, emitted });
+    let search = Search { config, reference, fit, progress };
+    let mut variant = Variant::new(model, config, excluded, &search.fit, progress, sink)?;
+    let nothing = Noise::default();
+    let mut out = variant.partition(config, &nothing).for_speed(excluded)?;
+    let mut best = search.attempt(&variant, &out, None)?;
+    if !search.pays(&variant, &best.plan, report) {
+        let all = best.plan.nodes.iter().filter(|n| n.decision == Decision::Integer).map(|n| n.place);
+        out.extend(all.map(|p| (p, ("no-gain", "the whole model would save no time in integers".to_owned()))));
+        best = search.attempt(&variant, &out, None)?;
     }
-
-    // Equalization edits the float model, so everything after it is done again.
-    if db < GOOD_DB {
-        let places = equalize::candidates(&variant.model, &plan);
-        let stats = channels::gather(&variant.model, &places, &fit, CHANNEL_SAMPLES)?;
-        let mut model = variant.model.clone();
-        let done = equalize::equalize(&mut model, &plan, &stats)?;
-        if !done.is_empty() {
-            let other = Variant::new(model, config, excluded, &fit, progress, sink)?;
-            let other_plan = other.solver(config).plan(excluded)?;
-            let other_emitted = other.solver(config).emit(&other_plan)?;
-            let other_db = score(&other_emitted, TUNE_SAMPLES)?;
-            let n = done.len();
-            if other_db > db + LEAST_GAIN_DB {
-                report.notes.push(format!("equalization of {n} tensors: {db:.1} -> {other_db:.1} dB"));
-                (variant, plan, emitted, db) = (other, other_plan, other_emitted, other_db);
-            } else {
-                report.notes.push(format!("equalization of {n} tensors left out: {db:.1} -> {other_db:.1} dB"));
-            }
+    if best.plan.n_integer() == 0 {
+        return Ok(Choice { prepared: variant.model, plan: best.plan, emitted: best.emitted });
+    }
+    if best.db < GOOD_DB
+        && let Some((other, attempt, n)) = search.equalized(&variant, &best.plan, &out, sink)?
+    {
+        let was = best.db;
+        let is_better = attempt.db > was + LEAST_GAIN_DB;
+        let left = if is_better { "" } else { " left out" };
+        report.notes.push(format!("equalization of {n} tensors{left}: {was:.1} -> {:.1} dB", attempt.db));
+        if is_better {
+            (variant, best) = (other, attempt);
         }
     }
-
     // Bias correction belongs to a plan: it is done again for every plan that is tried.
-    let needs = bias_correct::needs(&variant.model, &plan);
-    let means = channels::gather(&variant.model, &needs, &fit, CHANNEL_SAMPLES)?;
-    let make = |excluded: &Excluded, corrected: Corrected| -> Result<(QuantPlan, Model)> {
-        let solver = variant.solver(config);
+    let needs = bias_correct::needs(&variant.model, &best.plan);
+    let means = channels::gather(&variant.model, &needs, &search.fit, CHANNEL_SAMPLES)?;
+    let mut corrected = None;
+    if best.db < GOOD_DB {
+        let attempt = search.attempt(&variant, &out, Some(&means))?;
+        if attempt.db > best.db + LEAST_GAIN_DB / 2.0 {
+            report.notes.push(format!("bias correction: {:.1} -> {:.1} dB", best.db, attempt.db));
+            (best, corrected) = (attempt, Some(&means));
+        }
+    }
+    if best.db < config.min_sqnr_db + MARGIN_DB {
+        best = search.over_the_floor(&variant, best, &out, corrected, report)?;
+    }
+    report.time = variant.partition(config, &nothing).time(&best.plan);
+    Ok(Choice { prepared: variant.model, plan: best.plan, emitted: best.emitted })
+}
+
+type Means = BTreeMap<Place, channels::Channels>;
+
+impl Search<'_> {
+    fn score(&self, emitted: &Model, samples: usize, threads: usize) -> Result<f64> {
+        Ok(worst_sqnr(&self.reference.compare(&compile(emitted)?, samples, threads)?))
+    }
+
+    fn make(&self, variant: &Variant, excluded: &Excluded, means: Option<&Means>) -> Result<(QuantPlan, Model)> {
+        let solver = variant.solver(self.config);
         let mut plan = solver.plan(excluded)?;
-        if corrected.0 {
-            bias_correct::correct(&variant.model, &mut plan, &means)?;
+        if let Some(means) = means {
+            bias_correct::correct(&variant.model, &mut plan, means)?;
         }
         let emitted = solver.emit(&plan)?;
         Ok((plan, emitted))
-    };
-    let mut corrected = Corrected(false);
-    if db < GOOD_DB {
-        let (other_plan, other_emitted) = make(excluded, Corrected(true))?;
-        let other_db = score(&other_emitted, TUNE_SAMPLES)?;
-        if other_db > db + LEAST_GAIN_DB / 2.0 {
-            report.notes.push(format!("bias correction: {db:.1} -> {other_db:.1} dB"));
-            (plan, emitted, db, corrected) = (other_plan, other_emitted, other_db, Corrected(true));
-        }
     }
 
-    let floor = config.min_sqnr_db + MARGIN_DB;
-    if db < floor {
+    fn attempt(&self, variant: &Variant, excluded: &Excluded, means: Option<&Means>) -> Result<Attempt> {
+        let (plan, emitted) = self.make(variant, excluded, means)?;
+        let db = if plan.n_integer() == 0 { f64::INFINITY } else { self.score(&emitted, TUNE_SAMPLES, self.config.threads)? };
+        Ok(Attempt { plan, emitted, db })
+    }
+
+    /// Whether the plan is predicted to save enough time to be worth anything.
+    fn pays(&self, variant: &Variant, plan: &QuantPlan, report: &mut Report) -> bool {
+        let nothing = Noise::default();
+        let Some((float, planned)) = variant.partition(self.config, &nothing).time(plan) else { return true };
+        let least = self.config.target.cost.as_ref().map_or(0.0, |c| c.least_gain);
+        report.time = Some((float, planned));
+        report.pays = plan.n_integer() > 0 && planned <= float * (1.0 - least);
+        report.pays
+    }
+
+    /// The model with its activations equalized, and the number of tensors that were. Equalization edits the float
+    /// model, so everything after it is done again.
+    fn equalized(
+        &self,
+        variant: &Variant,
+        plan: &QuantPlan,
+        excluded: &Excluded,
+        sink: &mut Sink,
+    ) -> Result<Option<(Variant, Attempt, usize)>> {
+        let places = equalize::candidates(&variant.model, plan);
+        let stats = channels::gather(&variant.model, &places, &self.fit, CHANNEL_SAMPLES)?;
+        let mut model = variant.model.clone();
+        let done = equalize::equalize(&mut model, plan, &stats)?;
+        if done.is_empty() {
+            return Ok(None);
+        }
+        let other = Variant::new(model, self.config, excluded, &self.fit, self.progress, sink)?;
+        let attempt = self.attempt(&other, excluded, None)?;
+        Ok(Some((other, attempt, done.len())))
+    }
+
+    /// The fastest plan over the accuracy floor that is found, or the best one. The price of noise rises until the
+    /// plan that it gives is good enough; what noise a plan brings is predicted, and the prediction is corrected by
+    /// what was measured.
+    fn over_the_floor(
+        &self,
+        variant: &Variant,
+        first: Attempt,
+        excluded: &Excluded,
+        means: Option<&Means>,
+        report: &mut Report,
+    ) -> Result<Attempt> {
+        let floor = self.config.min_sqnr_db + MARGIN_DB;
+        let noise = self.noise(variant, &first.plan, excluded, means)?;
+        let partition = variant.partition(self.config, &noise);
+        let (before, n_before) = (first.db, first.plan.n_weighted());
+        let allowed = power(floor);
+        // Measured noise by predicted noise.
+        let mut ratio = power(first.db) / noise.of(&first.plan).max(f64::MIN_POSITIVE);
+        let mut best = first;
+        self.progress.begin("searching", ATTEMPTS as u64);
+        for _ in 0..ATTEMPTS {
+            let Some(out) = self.priced(&partition, excluded, allowed / ratio)? else { break };
+            let attempt = self.attempt(variant, &out, means)?;
+            self.progress.advance(1);
+            let predicted = noise.of(&attempt.plan) * ratio;
+            let (is_over, was_over) = (attempt.db >= floor, best.db >= floor);
+            let faster = |a: &Attempt| partition.time(&a.plan).map_or(0.0, |t| t.1);
+            let is_better = match (is_over, was_over) {
+                (true, true) => faster(&attempt) < faster(&best),
+                (is, was) => is && !was || !is && !was && attempt.db > best.db,
+            };
+            let measured = power(attempt.db);
+            let n_left = attempt.plan.n_integer();
+            if is_better {
+                best = attempt;
+            }
+            if is_over && measured * 1.5 > allowed || n_left == 0 {
+                break;
+            }
+            // Between half and ten times: one odd measurement does not end the search.
+            let step = measured / predicted.max(f64::MIN_POSITIVE);
+            ratio *= if is_over { step.clamp(0.5, 0.95) } else { step.clamp(1.2, 10.0) };
+        }
+        self.progress.end();
+        report.notes.push(format!(
+            "{} of {n_before} operators stay float: {before:.1} -> {:.1} dB (floor {:.1} dB)",
+            n_before - best.plan.n_weighted().min(n_before),
+            best.db,
+            self.config.min_sqnr_db
+        ));
+        Ok(best)
+    }
+
+    /// The nodes to leave float at the lowest price of noise at which no more than `allowed` of it is predicted; `None`
+    /// when no price does.
+    fn priced(&self, partition: &Partition<'_>, excluded: &Excluded, allowed: f64) -> Result<Option<Excluded>> {
+        let reason = ("accuracy", "costs more accuracy than its time is worth");
+        let at = |price: f64| -> Result<(Excluded, f64)> {
+            let out = partition.divide(excluded, price, reason)?;
+            let plan = annotate(partition.model, partition.target, partition.facts, &out)?;
+            Ok((out, partition.noise.of(&plan)))
+        };
+        // Prices are powers of two, in microseconds per unit of noise.
+        let (mut low, mut high) = (-20i32, 60i32);
+        let mut found = None;
+        while high - low > 1 {
+            let middle = (low + high) / 2;
+            let (out, noise) = at(f64::from(middle).exp2())?;
+            if noise <= allowed {
+                (high, found) = (middle, Some(out));
+            } else {
+                low = middle;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The noise of each weighted operator of a plan, measured by letting it alone run in integers.
+    fn noise(&self, variant: &Variant, plan: &QuantPlan, excluded: &Excluded, means: Option<&Means>) -> Result<Noise> {
         // Counted in multiplications, not in seconds: the same input gives the same model on every machine.
         let one_run = plan.macs().0.max(1) * RANK_SAMPLES as u64;
         let affordable = usize::try_from(RANK_BUDGET_MACS / one_run).unwrap_or(usize::MAX);
-        let ranked = rank(&plan, excluded, affordable.max(6), progress, &|others| {
-            let (_, model) = make(others, corrected)?;
-            Ok(worst_sqnr(&reference.compare(&compile(&model)?, RANK_SAMPLES, 1)?))
+        let ranked = rank(plan, excluded, affordable.max(6), self.progress, &|others| {
+            self.score(&self.make(variant, others, means)?.1, RANK_SAMPLES, 1)
         })?;
-        let steps = (usize::BITS - ranked.len().leading_zeros()).into();
-        progress.begin("searching", steps);
-        let mut attempt = |k: usize| -> Result<(QuantPlan, Model, f64)> {
-            let mut out = excluded.clone();
-            for (places, alone) in &ranked[..k] {
-                for place in places {
-                    out.insert(*place, ("accuracy", format!("costs too much accuracy: {alone:.1} dB alone")));
-                }
-            }
-            let (plan, model) = make(&out, corrected)?;
-            let db = score(&model, TUNE_SAMPLES)?;
-            progress.advance(1);
-            Ok((plan, model, db))
-        };
-        let (k, found) = shortest_prefix(ranked.len(), floor, &mut attempt)?;
-        progress.end();
-        let count = |r: &[(Vec<NodePlace>, f64)]| r.iter().map(|(p, _)| p.len()).sum::<usize>();
-        report.notes.push(format!(
-            "{} of {} operators stay float: {db:.1} -> {:.1} dB (floor {:.1} dB)",
-            count(&ranked[..k]),
-            count(&ranked),
-            found.2,
-            config.min_sqnr_db
-        ));
-        (plan, emitted) = (found.0, found.1);
+        let mut noise = Noise::default();
+        for (places, db) in ranked {
+            let share = power(db) / places.len() as f64;
+            noise.weights.extend(places.into_iter().map(|p| (p, share)));
+        }
+        Ok(noise)
     }
-    Ok(Choice { prepared: variant.model, plan, emitted })
 }
 
-type Attempt = (QuantPlan, Model, f64);
-
-/// The shortest prefix of the ranking that brings the model over the floor, by bisection, and what it gives.
-fn shortest_prefix(
-    n: usize,
-    floor: f64,
-    attempt: &mut dyn FnMut(usize) -> Result<Attempt>,
-) -> Result<(usize, Attempt)> {
-    let (mut low, mut high) = (0, n);
-    let mut best = None;
-    while high - low > 1 {
-        let mid = usize::midpoint(low, high);
-        let tried = attempt(mid)?;
-        if tried.2 >= floor {
-            high = mid;
-            best = Some(tried);
-        } else {
-            low = mid;
-        }
-    }
-    match best {
-        Some(found) => Ok((high, found)),
-        None => Ok((high, attempt(high)?)),
-    }
+/// Noise power relative to the signal.
+fn power(db: f64) -> f64 {
+    10f64.powf(-db / 10.0)
 }
 
 /// Weighted operators by the output SQNR that the model has when they alone run in integers, worst first. When there

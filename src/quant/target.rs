@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::cost::Costs;
 use crate::error::{Context, Result, WithHelp, anyhow, bail};
 use crate::ir::Node;
 use crate::ops::{OutputRange, QuantRule, Slots, WeightAxis};
@@ -53,6 +54,8 @@ pub struct Target {
     pub explicit_zero_points: bool,
     /// Operators of ONNX's own domain with integer kernels.
     ops: BTreeMap<String, Row>,
+    /// What nodes cost in float and in integers; without it everything that can run in integers does.
+    pub cost: Option<Costs>,
 }
 
 /// How a target has tensors quantized. In each list the first is the default and the others are allowed.

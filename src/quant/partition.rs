@@ -1,0 +1,189 @@
+//! Which of the nodes that could run in integers should: by what they cost on the target and by the noise that they
+//! bring to the outputs. Turns a plan into the terms of [`cut`](super::cut) and back into nodes that stay float.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::annotate::{Excluded, annotate, constant, rule};
+use super::cost::{Costs, Work};
+use super::cut::{NodeCost, TensorCost, cheapest};
+use super::facts::Facts;
+use super::plan::{Decision, NodePlace, NodePlan, Place, QuantPlan};
+use super::target::{OutputNeed, Target};
+use crate::error::Result;
+use crate::ir::{GraphId, Model, NodeId, ValueId};
+use crate::ops::QuantRule;
+
+/// Noise power at the outputs, relative to the signal there, that each part of a plan brings by itself.
+#[derive(Debug, Clone, Default)]
+pub struct Noise {
+    /// Of the quantization of an activation.
+    pub tensors: BTreeMap<Place, f64>,
+    /// Of the quantization of a node's weight.
+    pub weights: BTreeMap<NodePlace, f64>,
+}
+
+impl Noise {
+    /// The noise of a whole plan: its parts add up as far as they are independent.
+    #[must_use]
+    pub fn of(&self, plan: &QuantPlan) -> f64 {
+        let tensors = plan.tensors.keys().filter_map(|p| self.tensors.get(p));
+        let nodes = plan.nodes.iter().filter(|n| n.decision == Decision::Integer);
+        tensors.sum::<f64>() + nodes.filter_map(|n| self.weights.get(&n.place)).sum::<f64>()
+    }
+}
+
+/// What a prepared model is divided by.
+pub struct Partition<'a> {
+    /// The prepared float model.
+    pub model: &'a Model,
+    /// The target.
+    pub target: &'a Target,
+    /// Types and shapes.
+    pub facts: &'a Facts,
+    /// Noise of the parts; nothing counts as noise where it is missing.
+    pub noise: &'a Noise,
+}
+
+/// Why a node stays float that would not be faster in integers.
+const SLOWER: (&str, &str) = ("no-gain", "would save no time in integers here");
+/// Rounds of choosing and planning: nodes that lose what they depend on change what the others cost.
+const ROUNDS: usize = 4;
+
+impl Partition<'_> {
+    /// The nodes to leave float so that time plus `price` (microseconds per unit of noise) times noise is least;
+    /// `excluded` ones included. `reason` is given for the new ones.
+    ///
+    /// # Errors
+    /// A graph has a cycle, or a stored tensor cannot be read.
+    pub fn divide(&self, excluded: &Excluded, price: f64, reason: (&'static str, &str)) -> Result<Excluded> {
+        let mut out = excluded.clone();
+        let Some(costs) = &self.target.cost else { return Ok(out) };
+        for _ in 0..ROUNDS {
+            let plan = annotate(self.model, self.target, self.facts, &out)?;
+            let (nodes, tensors) = self.terms(&plan, costs, price);
+            let chosen = cheapest(&nodes, &tensors);
+            if chosen.len() == nodes.len() {
+                break;
+            }
+            for &p in nodes.keys().filter(|p| !chosen.contains(p)) {
+                out.insert(p, (reason.0, reason.1.to_owned()));
+            }
+        }
+        Ok(out)
+    }
+
+    /// The nodes to leave float for speed alone.
+    ///
+    /// # Errors
+    /// As [`Partition::divide`].
+    pub fn for_speed(&self, excluded: &Excluded) -> Result<Excluded> {
+        self.divide(excluded, 0.0, SLOWER)
+    }
+
+    /// Predicted microseconds of the model: all in float, and by a plan. `None` when the target has no cost table.
+    #[must_use]
+    pub fn time(&self, plan: &QuantPlan) -> Option<(f64, f64)> {
+        let costs = self.target.cost.as_ref()?;
+        let (mut float, mut planned) = (0.0, 0.0);
+        for n in &plan.nodes {
+            let (f, i) = self.node(n, costs);
+            float += f;
+            planned += if n.decision == Decision::Integer { i } else { f };
+        }
+        let integer: BTreeSet<NodePlace> = plan.nodes.iter().filter(|n| n.decision == Decision::Integer).map(|n| n.place).collect();
+        for t in self.tensors(plan, costs, 0.0).values() {
+            let made = t.maker.is_some_and(|m| integer.contains(&m));
+            planned += if made { 0.0 } else { t.quantize };
+            planned += if made && t.has_float_readers { t.dequantize } else { 0.0 };
+        }
+        Some((float, planned))
+    }
+
+    fn terms(
+        &self,
+        plan: &QuantPlan,
+        costs: &Costs,
+        price: f64,
+    ) -> (BTreeMap<NodePlace, NodeCost>, BTreeMap<Place, TensorCost>) {
+        let integer = plan.nodes.iter().filter(|n| n.decision == Decision::Integer);
+        let nodes = integer.map(|n| {
+            let (float, integer) = self.node(n, costs);
+            let noise = self.noise.weights.get(&n.place).copied().unwrap_or(0.0);
+            (n.place, NodeCost { float, integer: integer + price * noise, gives_floats: self.gives_floats(n.place) })
+        });
+        (nodes.collect(), self.tensors(plan, costs, price))
+    }
+
+    fn gives_floats(&self, (id, n): NodePlace) -> bool {
+        let node = self.model.graph(id).node(n);
+        let is_weighted = matches!(rule(self.model, (id, n)), Some(QuantRule::Weighted { .. }));
+        is_weighted && self.target.row(node, i64::MAX).is_ok_and(|r| r.output == OutputNeed::Optional)
+    }
+
+    fn tensors(&self, plan: &QuantPlan, costs: &Costs, price: f64) -> BTreeMap<Place, TensorCost> {
+        let decision: BTreeMap<NodePlace, &Decision> = plan.nodes.iter().map(|n| (n.place, &n.decision)).collect();
+        let is_integer = |id: GraphId, n: NodeId| decision.get(&(id, n)).is_some_and(|d| **d == Decision::Integer);
+        let mut out = BTreeMap::new();
+        for &(id, v) in plan.tensors.keys() {
+            let g = self.model.graph(id);
+            let mut maker = g.producer(v).map(|(n, _)| n);
+            if let Some(n) = maker
+                && matches!(decision.get(&(id, n)), Some(Decision::Absorbed(_)))
+            {
+                maker = g.input(n, 0).and_then(|x| g.producer(x)).map(|(n, _)| n);
+            }
+            let readers: Vec<(NodeId, usize)> = g.consumers(v);
+            let is_data = |&(n, slot): &(NodeId, usize)| {
+                is_integer(id, n) && rule(self.model, (id, n)).is_some_and(|r| r.is_data(slot))
+            };
+            let n_integer = readers.iter().filter(|r| is_data(r)).count();
+            let (quantize, dequantize) = costs.conversions(self.elements(id, v), self.rank(id, v) >= 3);
+            let t = TensorCost {
+                maker: maker.filter(|&n| is_integer(id, n)).map(|n| (id, n)),
+                readers: readers.iter().filter(|r| is_data(r)).map(|&(n, _)| (id, n)).collect(),
+                has_float_readers: n_integer < g.n_uses(v),
+                noise: price * self.noise.tensors.get(&(id, v)).copied().unwrap_or(0.0),
+                quantize,
+                dequantize,
+            };
+            out.insert((id, v), t);
+        }
+        out
+    }
+
+    fn node(&self, plan: &NodePlan, costs: &Costs) -> (f64, f64) {
+        let (id, n) = plan.place;
+        let g = self.model.graph(id);
+        let node = g.node(n);
+        let Some(rule) = rule(self.model, plan.place) else { return (0.0, 0.0) };
+        let data: Vec<ValueId> =
+            g.node_inputs(n).into_iter().enumerate().filter_map(|(s, v)| v.filter(|_| rule.is_data(s))).collect();
+        let outputs: u64 = g.node_outputs(n).into_iter().flatten().map(|v| self.elements(id, v)).sum();
+        let mut work =
+            Work { macs: plan.macs, inputs: data.iter().map(|&v| self.elements(id, v)).sum(), outputs, ..Work::default() };
+        if let QuantRule::Weighted { weight, .. } = rule {
+            let w = g.input(n, weight).and_then(|v| constant(self.model, id, v)).map(|t| t.shape().to_vec());
+            work.is_depthwise = w.is_some_and(|s| s.len() >= 3 && s[1] == 1 && s[0] > 1)
+                && node.attrs.int("group").unwrap_or(1) > 1;
+        } else if let Some(kernel) = node.attrs.ints("kernel_shape") {
+            // A pool does one operation for each element of its window.
+            work.macs = outputs * kernel.iter().map(|&k| k.max(1) as u64).product::<u64>();
+        }
+        work.is_fused = data.iter().any(|&v| {
+            g.n_uses(v) == 1 && g.producer(v).is_some_and(|(m, _)| costs.fuses(&g.node(m).op_type))
+        });
+        costs.node(&node.op_type, &work)
+    }
+
+    fn shape(&self, id: GraphId, v: ValueId) -> Option<&[usize]> {
+        constant(self.model, id, v).map(|t| t.shape()).or_else(|| self.facts.shape((id, v)))
+    }
+
+    fn elements(&self, id: GraphId, v: ValueId) -> u64 {
+        self.shape(id, v).map_or(0, |s| s.iter().map(|&n| n as u64).product())
+    }
+
+    fn rank(&self, id: GraphId, v: ValueId) -> usize {
+        self.shape(id, v).map_or(0, <[usize]>::len)
+    }
+}

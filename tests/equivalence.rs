@@ -1,0 +1,100 @@
+//! Passes keep what a model computes: every pass alone, and the pipeline before quantization, on every float model of
+//! `testdata/models`, with the interpreter before and after on its samples.
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+
+use common::testdata;
+use onnx_quant::calibrate::dataset::{Dataset, Request, input_specs, open};
+use onnx_quant::diag::Sink;
+use onnx_quant::interp::{CompileOptions, NoTap, Program, RunOptions};
+use onnx_quant::ir::Model;
+use onnx_quant::ir::verify::verify;
+use onnx_quant::ops::Item;
+use onnx_quant::passes::{self, Ctx, manager};
+use onnx_quant::tensor::Tensor;
+
+const SAMPLES: usize = 3;
+
+fn models() -> Vec<(PathBuf, PathBuf)> {
+    let mut found: Vec<_> = fs::read_dir(testdata("models"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "onnx") && p.with_extension("npz").exists())
+        .map(|p| (p.clone(), p.with_extension("npz")))
+        .collect();
+    found.push((testdata("demo/digits.onnx"), testdata("demo/calib_images.npy")));
+    found.sort();
+    found
+}
+
+/// The outputs on a few samples; `None` for those that depend on an operator that is not known.
+fn outputs(model: &Model, samples: &dyn Dataset) -> Vec<Option<Tensor>> {
+    let options = CompileOptions { skip_unknown: true, ..CompileOptions::default() };
+    let program = Program::compile(model, &options).unwrap();
+    let mut all = Vec::new();
+    for i in 0..samples.len().min(SAMPLES) {
+        let inputs = samples.sample(i).unwrap().inputs;
+        for item in program.run_named(&inputs, RunOptions::default(), &mut NoTap).unwrap() {
+            all.push(item.map(|i| if let Item::Tensor(t) = i { t } else { panic!("an output is no tensor") }));
+        }
+    }
+    all
+}
+
+/// The largest difference relative to the largest magnitude; `None` when type, shape or presence differ.
+fn difference(before: &[Option<Tensor>], after: &[Option<Tensor>]) -> Option<f64> {
+    let mut worst = 0f64;
+    for pair in before.iter().zip(after) {
+        let (x, y) = match pair {
+            (Some(x), Some(y)) => (x, y),
+            (None, None) => continue,
+            _ => return None,
+        };
+        if x.dtype() != y.dtype() || x.shape() != y.shape() {
+            return None;
+        }
+        let (Ok(x), Ok(y)) = (x.to_f32s(), y.to_f32s()) else { continue };
+        let scale = x.iter().fold(1e-6f32, |m, x| m.max(x.abs()));
+        let largest = x.iter().zip(&*y).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+        worst = worst.max(f64::from(largest / scale));
+    }
+    (before.len() == after.len()).then_some(worst)
+}
+
+#[test]
+fn passes_do_not_change_what_is_computed() {
+    let mut failures = String::new();
+    let mut n_changed = 0;
+    for (path, data) in models() {
+        let model = onnx_quant::onnx::read(&path).unwrap();
+        let request = Request { specs: input_specs(&model).unwrap(), shapes: Vec::new(), seed: 0 };
+        let samples = open(&[data], &request, &mut Sink::default()).unwrap();
+        let before = outputs(&model, &samples);
+        // Half precision is widened: that rounds less than the model did.
+        let tolerance = if path.file_stem().is_some_and(|s| s == "half_precision") { 2e-3 } else { 1e-5 };
+        let mut compare = |name: &str, after: &Model| {
+            let broken = verify(after);
+            let found = difference(&before, &outputs(after, &samples));
+            if !broken.is_empty() || found.is_none_or(|d| d > tolerance) {
+                failures.push_str(&format!("{} after {name}: {found:?} {broken:?}\n", path.display()));
+            }
+        };
+        for pass in passes::ALL {
+            let mut after = model.clone();
+            let mut sink = Sink::default();
+            let changed = manager::run_pass(&mut after, *pass, &mut Ctx::new(&mut sink).opset_floor(13)).unwrap();
+            n_changed += usize::from(changed);
+            compare(pass.info().name, &after);
+        }
+        let mut after = model.clone();
+        let mut sink = Sink::default();
+        let mut ctx = Ctx::new(&mut sink).opset_floor(13);
+        manager::run(&mut after, &passes::PREPARE, &mut ctx, &mut |_, _| {}).unwrap();
+        compare("prepare", &after);
+    }
+    assert!(n_changed > 20, "the passes changed next to nothing: {n_changed}");
+    assert!(failures.is_empty(), "{failures}");
+}

@@ -56,7 +56,7 @@ pub fn rule(model: &Model, (id, n): NodePlace) -> Option<QuantRule> {
 enum Class<'a> {
     Weighted { row: &'a Row },
     Combine { row: &'a Row },
-    Share,
+    Share { row: &'a Row },
     Bound,
     Float(&'static str, String),
 }
@@ -93,7 +93,7 @@ impl<'a> GraphPlanner<'a> {
                 Some((code, why)) => Class::Float(code, why.clone()),
                 None => planner.classify(n, &config.target)?,
             };
-            if matches!(class, Class::Weighted { .. } | Class::Combine { .. } | Class::Share) {
+            if matches!(class, Class::Weighted { .. } | Class::Combine { .. } | Class::Share { .. }) {
                 planner.integer.insert(n);
             }
             planner.class.insert(n, class);
@@ -155,7 +155,7 @@ impl<'a> GraphPlanner<'a> {
                 if outs.iter().flatten().any(|&v| self.g.n_uses(v) > 0 && self.dtype(v) != Some(DType::F32)) {
                     return float("no-integer-form", "an output in use is not float32".into());
                 }
-                Ok(Class::Share)
+                Ok(Class::Share { row })
             }
             QuantRule::Bound | QuantRule::Keep { .. } => float("no-integer-kernel", "has no integer kernel".into()),
         }
@@ -378,12 +378,15 @@ impl<'a> GraphPlanner<'a> {
                 }
                 (n_integer == 0 && !whole).then(|| ("float-input", "no input of it is made in integers".into()))
             }
-            Class::Share => {
+            Class::Share { row } => {
                 let x = self.g.input(n, 0)?;
                 if !demanded() {
                     return Some(("no-integer-consumer", "nothing after it runs in integers".into()));
                 }
                 let all = outs.iter().all(|&v| self.g.n_uses(v) == 0 || self.demand(v).1);
+                if !self.is_integer_made(x) && row.integer_input {
+                    return Some(("float-input", "its input is made in float, behind which it is slow in integers".into()));
+                }
                 if !whole && !self.is_integer_made(x) && !all {
                     return Some((
                         "float-input",
@@ -495,7 +498,7 @@ impl<'a> GraphPlanner<'a> {
         }
         for &n in &self.order {
             if self.is_integer(n)
-                && matches!(self.class[&n], Class::Share)
+                && matches!(self.class[&n], Class::Share { .. })
                 && let Some(x) = self.g.input(n, 0)
             {
                 for y in self.g.node_outputs(n).into_iter().flatten() {

@@ -137,6 +137,9 @@ pub struct Row {
     /// How an operator is quantized that other targets have no integer arithmetic for.
     #[serde(default)]
     rule: Option<Rule>,
+    /// Whether it may run in integers only behind a node that does.
+    #[serde(default)]
+    pub integer_input: bool,
     /// Attributes that must have one of these values.
     #[serde(default)]
     only: BTreeMap<String, Vec<String>>,

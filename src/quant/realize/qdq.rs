@@ -116,11 +116,13 @@ impl Writer<'_> {
             }
             None => v,
         };
+        let (read, guard) = self.guarded(id, &name, source);
         let q = self.result(id, &format!("{name}_QuantizeLinear_Output"), params.dtype, v);
         let node = Node::new("QuantizeLinear").at(pos.after());
-        self.node(id, &format!("{name}_QuantizeLinear"), node, &[source, scale, zero], q);
+        self.node(id, &format!("{name}_QuantizeLinear"), node, &[read, scale, zero], q);
         // Readers go over to the dequantized tensor before it exists, so that the QuantizeLinear keeps the float one.
-        let readers = self.readers(id, v, t.readers, source == v);
+        let mut readers = self.readers(id, v, t.readers, source == v);
+        readers.retain(|&(n, _)| Some(n) != guard);
         let dq = Node::new("DequantizeLinear").at(pos.after().after());
         if t.readers == Readers::All && kept_for_others && source != v {
             // The value itself becomes the dequantized one: outputs and bodies read it by name.
@@ -131,6 +133,30 @@ impl Writer<'_> {
         }
         self.dequantize_for(id, &name, dq, &[q, scale, zero], v, &readers);
         Ok(())
+    }
+
+    /// The tensor, behind a `Sum` of it alone where it comes out of a node that the plan keeps float between a
+    /// `DequantizeLinear` and a `QuantizeLinear`: ONNX Runtime takes those three for an integer node and quantizes the
+    /// float weight by itself, as a whole, which loses what the node is kept float for.
+    fn guarded(&mut self, id: GraphId, name: &str, source: ValueId) -> (ValueId, Option<NodeId>) {
+        let g = self.model.graph(id);
+        let mut maker = g.producer(source).map(|(n, _)| n);
+        if let Some(n) = maker
+            && self.rule(id, n) == Some(QuantRule::Bound)
+        {
+            maker = g.input(n, 0).and_then(|x| g.producer(x)).map(|(n, _)| n);
+        }
+        let Some(n) = maker else { return (source, None) };
+        let Some(QuantRule::Weighted { data, weight, .. }) = self.rule(id, n) else { return (source, None) };
+        let is_float = self.plan.node((id, n)).is_some_and(|p| matches!(p.decision, Decision::Float { .. }));
+        let has_weight = g.input(n, weight).is_some_and(|w| constant(self.model, id, w).is_some());
+        if !is_float || !has_weight || g.input(n, data).is_none() {
+            return (source, None);
+        }
+        let pos = g.producer(source).map_or_else(Position::default, |(n, _)| g.node(n).pos);
+        let out = self.result(id, &format!("{name}_float"), DType::F32, source);
+        let guard = self.node(id, &format!("{name}_Sum"), Node::new("Sum").at(pos.after()), &[source], out);
+        (out, Some(guard))
     }
 
     /// The input slots that read the dequantized tensor.

@@ -330,14 +330,14 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
             "the outputs do not reach {floor} dB SQNR (--min-sqnr); the best model that was found is written"
         ));
     }
-    if !done.report.pays {
+    if done.report.saves_nothing {
         session.say(&format!(
             "nothing was quantized: no operator is predicted to be faster in integers on {}, so the float model is written \
              (`--prefer size` quantizes it all the same)",
             args.scheme.target
         ));
     }
-    Ok(ExitCode::from(if is_met && done.report.pays { 0 } else { 3 }))
+    Ok(ExitCode::from(if is_met && !done.report.saves_nothing { 0 } else { 3 }))
 }
 
 /// Prints what would be done.

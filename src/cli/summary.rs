@@ -191,7 +191,7 @@ impl Summary {
             })).collect::<Vec<_>>(),
             "floor_met": r.is_floor_met,
             "predicted_speed": r.time.map(|(float, planned)| float / planned.max(f64::MIN_POSITIVE)),
-            "pays": r.pays,
+            "saves_nothing": r.saves_nothing,
             "notes": r.notes,
             "diagnostics": session.sink.diagnostics().iter().map(|d| json!({
                 "severity": if d.severity == crate::diag::Severity::Warning { "warning" } else { "note" },

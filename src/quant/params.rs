@@ -1,5 +1,6 @@
 //! From a range to scale and zero point, and from a weight to quantized integers.
 
+use super::algo::layout::Layout;
 use super::scheme::{WeightForm, float8_max};
 use crate::error::{Result, bail, ensure};
 use crate::tensor::{DType, Element, Tensor, affine, minifloat};
@@ -273,6 +274,37 @@ impl WeightParams {
         }
     }
 
+    /// Raises scales until no two neighbours in the order of summation add up to more than 128 in magnitude: kernels for
+    /// x86 without VNNI add the products of pairs in 16 bits, which saturate beyond 255 * 128. `layout` tells which
+    /// elements an output sums; input channels are summed innermost. Costs about 2 dB of a weight's accuracy, where 7-bit
+    /// weights cost 6.
+    pub fn fit_pairs(&mut self, data: &[f32], shape: &[usize], layout: Layout) {
+        let outputs = layout.n_outputs(shape);
+        // Depthwise kernels add in 32 bits; those for other types than int8 do not saturate.
+        let is_depthwise = matches!(layout, Layout::Conv { .. }) && shape[1] == 1;
+        if is_depthwise || self.form.dtype != DType::I8 || !self.form.symmetric {
+            return;
+        }
+        // A rounding of each of the two may add a half.
+        const LIMIT: f32 = 127.5;
+        for o in 0..outputs {
+            let mut sums = layout.row(data, shape, o);
+            if sums.len() < 2 {
+                continue;
+            }
+            if sums.len() % 2 == 1 {
+                sums.push(0.0);
+            }
+            let largest = sums.chunks_exact(2).fold(0f32, |m, p| {
+                let positive = p[0].max(0.0) + p[1].max(0.0);
+                m.max(positive).max(-(p[0].min(0.0) + p[1].min(0.0)))
+            });
+            if let Some(s) = self.scales.get_mut(if self.axis.is_some() { o } else { 0 }) {
+                *s = s.max(largest / LIMIT);
+            }
+        }
+    }
+
     /// The weight in its form.
     ///
     /// # Errors
@@ -339,6 +371,24 @@ mod tests {
         assert_eq!((p.scale, p.zero_point), (1.0 / 128.0, 128));
         let p = QParams::fixed(Range { min: 0.0, max: 1.0 }, DType::I16, true).unwrap();
         assert_eq!((p.scale, p.zero_point), (1.0 / 32768.0, 0));
+    }
+
+    #[test]
+    fn pairs_of_neighbours_do_not_saturate() {
+        // Two outputs; the first has its large weights side by side, the second apart.
+        let form = WeightForm::new(DType::I8, true, false).unwrap();
+        let w = [1.0, 0.9, 0.1, -0.2, 1.0, -0.9, 0.1, 0.2];
+        let mut p = WeightParams::covering(&w, &[2, 4, 1, 1], Some(0), form);
+        let before = p.scales.clone();
+        p.fit_pairs(&w, &[2, 4, 1, 1], Layout::Conv { group: 1 });
+        assert!(p.scales[0] > before[0] * 1.8 && p.scales[1] == before[1], "{:?}", p.scales);
+        let q = p.quantize(&w, &[2, 4, 1, 1]).unwrap();
+        let q = q.slice::<i8>().unwrap();
+        assert!(i32::from(q[0]) + i32::from(q[1]) <= 128, "{q:?}");
+        // Of a [K, N] weight neighbours stand in one column.
+        let mut p = WeightParams::covering(&w, &[4, 2], Some(1), form);
+        p.fit_pairs(&w, &[4, 2], Layout::Kn);
+        assert!((p.scales[0] - 1.1f32.max(127.5 / 127.0) / 127.5).abs() < 1e-6, "{:?}", p.scales);
     }
 
     #[test]

@@ -106,8 +106,8 @@ pub struct Report {
     pub notes: Vec<String>,
     /// Predicted microseconds on the target, all in float and as planned; `None` where the target has no cost table.
     pub time: Option<(f64, f64)>,
-    /// Whether quantization is predicted to save time worth having; where not, the model stays float.
-    pub pays: bool,
+    /// Whether quantization is predicted to save no time worth having: then the model stays float.
+    pub saves_nothing: bool,
     /// Whether the accuracy floor was reached.
     pub is_floor_met: bool,
 }

@@ -124,7 +124,7 @@ struct Attempt {
 /// What choices are made with.
 struct Search<'a> {
     config: &'a Config,
-    reference: Reference,
+    reference: Reference<'a>,
     fit: Pick<'a>,
     progress: &'a dyn Progress,
 }
@@ -215,8 +215,8 @@ impl Search<'_> {
         let Some((float, planned)) = variant.partition(self.config, &nothing).time(plan) else { return true };
         let least = self.config.target.cost.as_ref().map_or(0.0, |c| c.least_gain);
         report.time = Some((float, planned));
-        report.pays = plan.n_integer() > 0 && planned <= float * (1.0 - least);
-        report.pays
+        report.saves_nothing = plan.n_integer() == 0 || planned > float * (1.0 - least);
+        !report.saves_nothing
     }
 
     /// The model with its activations equalized, and the number of tensors that were. Equalization edits the float

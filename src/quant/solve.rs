@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
+use super::algo::layout::Layout;
 use super::annotate::{Excluded, annotate, constant, observable};
 use super::config::Config;
 use super::facts::Facts;
@@ -280,6 +281,7 @@ impl Solver<'_> {
             let by_target = self.config.target.row(node, opset).is_ok_and(|r| r.per_channel);
             let per_channel =
                 scheme.per_channel && by_target && (axis != crate::ops::WeightAxis::Last || w.shape().len() == 2);
+            let rule_axis = axis;
             let axis = axis.resolve(&node.attrs, w.shape().len()).filter(|_| per_channel);
             // Folding a BatchNormalization makes a new tensor of the old one's name.
             let name = g.input(n, weight).map(|v| g.value(v).name.as_str()).unwrap_or_default();
@@ -291,6 +293,11 @@ impl Solver<'_> {
                 continue;
             }
             let mut params = WeightParams::covering(w.get()?.slice()?, w.shape(), axis, scheme.weight);
+            if self.config.target.adds_pairs_in_16_bits
+                && let Some(layout) = Layout::of(&node.attrs, rule_axis, w.shape().len())
+            {
+                params.fit_pairs(w.get()?.slice()?, w.shape(), layout);
+            }
             let x = g.input(n, data).and_then(|v| plan.tensors.get(&(id, v))).and_then(|t| t.params);
             let bias = bias.and_then(stored).filter(|_| scheme.bias == BiasType::Int32);
             if let (Some(x), Some(b)) = (x, bias) {

@@ -52,6 +52,9 @@ pub struct Target {
     /// Whether some kernels are used only when zero points are written out, even where the specification has a default.
     #[serde(default)]
     pub explicit_zero_points: bool,
+    /// Whether kernels may add the products of two neighbours in 16 bits, which saturates for large weights side by side.
+    #[serde(default)]
+    pub adds_pairs_in_16_bits: bool,
     /// Operators of ONNX's own domain with integer kernels.
     ops: BTreeMap<String, Row>,
     /// What nodes cost in float and in integers; without it everything that can run in integers does.

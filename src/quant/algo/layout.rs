@@ -55,6 +55,21 @@ impl Layout {
         }
     }
 
+    /// The elements that output channel `o` sums, in the order in which integer kernels sum them: kernel positions
+    /// outermost, input channels innermost.
+    #[must_use]
+    pub fn row(self, data: &[f32], shape: &[usize], o: usize) -> Vec<f32> {
+        match self {
+            Layout::Conv { .. } => {
+                let inner: usize = shape[2..].iter().product();
+                let base = o * shape[1] * inner;
+                (0..inner).flat_map(|p| (0..shape[1]).map(move |c| data[base + c * inner + p])).collect()
+            }
+            Layout::Kn => data.iter().skip(o).step_by(shape[1].max(1)).copied().collect(),
+            Layout::Nk => data[o * shape[1]..(o + 1) * shape[1]].to_vec(),
+        }
+    }
+
     /// The number of output channels.
     #[must_use]
     pub fn n_outputs(self, shape: &[usize]) -> usize {

@@ -75,7 +75,7 @@ fn problems(case: &Case) -> String {
     let int8 = dir.path().join("out.onnx");
     let out = Command::new(env!("CARGO_BIN_EXE_onnx-quant"))
         .args([&model, &int8])
-        .arg("--calib")
+        .args(["--prefer", "size", "--calib"])
         .arg(&data)
         .args(["--target", common::ort_target()])
         .output()

@@ -54,7 +54,10 @@ pub(super) fn run(args: &Args, session: &mut Session) -> Result<ExitCode> {
     store(calib, npz(&[("image", &pixels(CALIB_IMAGES)?)])?)?;
     store(test, npz(&[("image", &images), ("label", &labels)])?)?;
 
-    let command = ["onnx-quant".into(), shown(float), shown(int8), "--calib".into(), shown(calib)];
+    // So small a network would not be faster in integers, and be left alone: here it is made smaller.
+    let size = ["--prefer".into(), "size".into()];
+    let command =
+        [vec!["onnx-quant".into(), shown(float), shown(int8), "--calib".into(), shown(calib)], size.into()].concat();
     let (json, quiet) = (session.json, session.quiet);
     if !json && !quiet {
         let what = format!(

@@ -385,7 +385,10 @@ impl<'a> GraphPlanner<'a> {
                 }
                 let all = outs.iter().all(|&v| self.g.n_uses(v) == 0 || self.demand(v).1);
                 if !self.is_integer_made(x) && row.integer_input {
-                    return Some(("float-input", "its input is made in float, behind which it is slow in integers".into()));
+                    return Some((
+                        "float-input",
+                        "its input is made in float, behind which it is slow in integers".into(),
+                    ));
                 }
                 if !whole && !self.is_integer_made(x) && !all {
                     return Some((

@@ -207,11 +207,16 @@ mod tests {
             let found = cheapest(&nodes, &tensors);
             let best = (0..1u32 << n)
                 .map(|bits| {
-                    let chosen = names.iter().enumerate().filter(|(i, _)| bits >> i & 1 == 1).map(|(_, p)| *p).collect();
+                    let chosen =
+                        names.iter().enumerate().filter(|(i, _)| bits >> i & 1 == 1).map(|(_, p)| *p).collect();
                     total(&chosen, &nodes, &tensors)
                 })
                 .fold(f64::INFINITY, f64::min);
-            assert!((total(&found, &nodes, &tensors) - best).abs() < 0.05, "{} {best}", total(&found, &nodes, &tensors));
+            assert!(
+                (total(&found, &nodes, &tensors) - best).abs() < 0.05,
+                "{} {best}",
+                total(&found, &nodes, &tensors)
+            );
         }
     }
 }

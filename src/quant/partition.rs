@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::annotate::{Excluded, annotate, constant, rule};
+use super::config::Config;
 use super::cost::{Costs, Work};
 use super::cut::{NodeCost, TensorCost, cheapest};
 use super::facts::Facts;
 use super::plan::{Decision, NodePlace, NodePlan, Place, QuantPlan};
-use super::target::{OutputNeed, Target};
+use super::target::OutputNeed;
 use crate::error::Result;
 use crate::ir::{GraphId, Model, NodeId, ValueId};
 use crate::ops::QuantRule;
@@ -36,8 +37,8 @@ impl Noise {
 pub struct Partition<'a> {
     /// The prepared float model.
     pub model: &'a Model,
-    /// The target.
-    pub target: &'a Target,
+    /// The user's choices, the target among them.
+    pub config: &'a Config,
     /// Types and shapes.
     pub facts: &'a Facts,
     /// Noise of the parts; nothing counts as noise where it is missing.
@@ -57,9 +58,9 @@ impl Partition<'_> {
     /// A graph has a cycle, or a stored tensor cannot be read.
     pub fn divide(&self, excluded: &Excluded, price: f64, reason: (&'static str, &str)) -> Result<Excluded> {
         let mut out = excluded.clone();
-        let Some(costs) = &self.target.cost else { return Ok(out) };
+        let Some(costs) = &self.config.target.cost else { return Ok(out) };
         for _ in 0..ROUNDS {
-            let plan = annotate(self.model, self.target, self.facts, &out)?;
+            let plan = annotate(self.model, self.config, self.facts, &out)?;
             let (nodes, tensors) = self.terms(&plan, costs, price);
             let chosen = cheapest(&nodes, &tensors);
             if chosen.len() == nodes.len() {
@@ -83,14 +84,15 @@ impl Partition<'_> {
     /// Predicted microseconds of the model: all in float, and by a plan. `None` when the target has no cost table.
     #[must_use]
     pub fn time(&self, plan: &QuantPlan) -> Option<(f64, f64)> {
-        let costs = self.target.cost.as_ref()?;
+        let costs = self.config.target.cost.as_ref()?;
         let (mut float, mut planned) = (0.0, 0.0);
         for n in &plan.nodes {
             let (f, i) = self.node(n, costs);
             float += f;
             planned += if n.decision == Decision::Integer { i } else { f };
         }
-        let integer: BTreeSet<NodePlace> = plan.nodes.iter().filter(|n| n.decision == Decision::Integer).map(|n| n.place).collect();
+        let integer: BTreeSet<NodePlace> =
+            plan.nodes.iter().filter(|n| n.decision == Decision::Integer).map(|n| n.place).collect();
         for t in self.tensors(plan, costs, 0.0).values() {
             let made = t.maker.is_some_and(|m| integer.contains(&m));
             planned += if made { 0.0 } else { t.quantize };
@@ -117,7 +119,7 @@ impl Partition<'_> {
     fn gives_floats(&self, (id, n): NodePlace) -> bool {
         let node = self.model.graph(id).node(n);
         let is_weighted = matches!(rule(self.model, (id, n)), Some(QuantRule::Weighted { .. }));
-        is_weighted && self.target.row(node, i64::MAX).is_ok_and(|r| r.output == OutputNeed::Optional)
+        is_weighted && self.config.target.row(node, i64::MAX).is_ok_and(|r| r.output == OutputNeed::Optional)
     }
 
     fn tensors(&self, plan: &QuantPlan, costs: &Costs, price: f64) -> BTreeMap<Place, TensorCost> {
@@ -159,19 +161,23 @@ impl Partition<'_> {
         let data: Vec<ValueId> =
             g.node_inputs(n).into_iter().enumerate().filter_map(|(s, v)| v.filter(|_| rule.is_data(s))).collect();
         let outputs: u64 = g.node_outputs(n).into_iter().flatten().map(|v| self.elements(id, v)).sum();
-        let mut work =
-            Work { macs: plan.macs, inputs: data.iter().map(|&v| self.elements(id, v)).sum(), outputs, ..Work::default() };
+        let mut work = Work {
+            macs: plan.macs,
+            inputs: data.iter().map(|&v| self.elements(id, v)).sum(),
+            outputs,
+            ..Work::default()
+        };
         if let QuantRule::Weighted { weight, .. } = rule {
             let w = g.input(n, weight).and_then(|v| constant(self.model, id, v)).map(|t| t.shape().to_vec());
-            work.is_depthwise = w.is_some_and(|s| s.len() >= 3 && s[1] == 1 && s[0] > 1)
-                && node.attrs.int("group").unwrap_or(1) > 1;
+            work.is_depthwise =
+                w.is_some_and(|s| s.len() >= 3 && s[1] == 1 && s[0] > 1) && node.attrs.int("group").unwrap_or(1) > 1;
         } else if let Some(kernel) = node.attrs.ints("kernel_shape") {
             // A pool does one operation for each element of its window.
             work.macs = outputs * kernel.iter().map(|&k| k.max(1) as u64).product::<u64>();
         }
-        work.is_fused = data.iter().any(|&v| {
-            g.n_uses(v) == 1 && g.producer(v).is_some_and(|(m, _)| costs.fuses(&g.node(m).op_type))
-        });
+        work.is_fused = data
+            .iter()
+            .any(|&v| g.n_uses(v) == 1 && g.producer(v).is_some_and(|(m, _)| costs.fuses(&g.node(m).op_type)));
         costs.node(&node.op_type, &work)
     }
 

@@ -100,7 +100,7 @@ impl Variant {
     }
 
     fn partition<'a>(&'a self, config: &'a Config, noise: &'a Noise) -> Partition<'a> {
-        Partition { model: &self.model, target: &config.target, facts: &self.facts, noise }
+        Partition { model: &self.model, config, facts: &self.facts, noise }
     }
 }
 
@@ -205,7 +205,11 @@ impl Search<'_> {
 
     fn attempt(&self, variant: &Variant, excluded: &Excluded, means: Option<&Means>) -> Result<Attempt> {
         let (plan, emitted) = self.make(variant, excluded, means)?;
-        let db = if plan.n_integer() == 0 { f64::INFINITY } else { self.score(&emitted, TUNE_SAMPLES, self.config.threads)? };
+        let db = if plan.n_integer() == 0 {
+            f64::INFINITY
+        } else {
+            self.score(&emitted, TUNE_SAMPLES, self.config.threads)?
+        };
         Ok(Attempt { plan, emitted, db })
     }
 
@@ -299,7 +303,7 @@ impl Search<'_> {
         let reason = ("accuracy", "costs more accuracy than its time is worth");
         let at = |price: f64| -> Result<(Excluded, f64)> {
             let out = partition.divide(excluded, price, reason)?;
-            let plan = annotate(partition.model, partition.target, partition.facts, &out)?;
+            let plan = annotate(partition.model, partition.config, partition.facts, &out)?;
             Ok((out, partition.noise.of(&plan)))
         };
         // Prices are powers of two, in microseconds per unit of noise.
@@ -377,5 +381,8 @@ fn rank(
 pub fn plan_only(model: &Model, config: &Config, sample: &[(String, crate::tensor::Tensor)]) -> Result<QuantPlan> {
     let options = RunOptions { threads: config.threads, ..RunOptions::default() };
     let facts = Facts::of(model, sample, options, true)?;
-    annotate(model, config, &facts, &config.excluded(model)?)
+    let noise = Noise::default();
+    let partition = Partition { model, config, facts: &facts, noise: &noise };
+    let excluded = partition.for_speed(&config.excluded(model)?)?;
+    annotate(model, config, &facts, &excluded)
 }

@@ -8,7 +8,7 @@ use crate::error::{At, Result, anyhow, ensure};
 use crate::ir::{Attr, Domain, GraphId, Model, Names, Node, NodeId, Position, TensorType, ValueId, ValueType};
 use crate::ops::QuantRule;
 use crate::ops::quant_rule::QUANTIZE;
-use crate::quant::annotate::constant;
+use crate::quant::annotate::{constant, rule};
 use crate::quant::params::{QParams, Range};
 use crate::quant::plan::{Decision, NodePlace, NodePlan, Place, QuantPlan, Readers, TensorPlan, WeightPlan};
 use crate::quant::scheme::Scheme;
@@ -142,12 +142,12 @@ impl Writer<'_> {
         let g = self.model.graph(id);
         let mut maker = g.producer(source).map(|(n, _)| n);
         if let Some(n) = maker
-            && self.rule(id, n) == Some(QuantRule::Bound)
+            && rule(self.model, (id, n)) == Some(QuantRule::Bound)
         {
             maker = g.input(n, 0).and_then(|x| g.producer(x)).map(|(n, _)| n);
         }
         let Some(n) = maker else { return (source, None) };
-        let Some(QuantRule::Weighted { data, weight, .. }) = self.rule(id, n) else { return (source, None) };
+        let Some(QuantRule::Weighted { data, weight, .. }) = rule(self.model, (id, n)) else { return (source, None) };
         let is_float = self.plan.node((id, n)).is_some_and(|p| matches!(p.decision, Decision::Float { .. }));
         let has_weight = g.input(n, weight).is_some_and(|w| constant(self.model, id, w).is_some());
         if !is_float || !has_weight || g.input(n, data).is_none() {

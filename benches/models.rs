@@ -17,10 +17,12 @@ use std::sync::LazyLock;
 use std::time::Instant;
 
 use onnx_quant::calibrate::dataset::npy::read_npz;
+use onnx_quant::diag::Sink;
 use onnx_quant::error::{Context, Result, anyhow};
 use onnx_quant::interp::{CompileOptions, NoTap, Program, RunOptions, Tap};
 use onnx_quant::ir::{GraphId, ValueId};
 use onnx_quant::ops::Item;
+use onnx_quant::passes;
 use onnx_quant::tensor::Tensor;
 use serde_json::json;
 
@@ -112,7 +114,10 @@ struct Ours {
 
 impl Ours {
     fn new(model: &Path, samples: &[PathBuf]) -> Result<Self> {
-        let model = onnx_quant::onnx::read(model)?;
+        let mut model = onnx_quant::onnx::read(model)?;
+        // As calibration runs it: batch normalization is folded, as ONNX Runtime does too. Quantized models stay.
+        let mut sink = Sink::default();
+        passes::manager::run(&mut model, &passes::PREPARE, &mut passes::Ctx::new(&mut sink), &mut |_, _| {})?;
         let program = Program::compile(&model, &CompileOptions::default())?;
         let mut inputs = samples.iter().map(|s| read_npz(s)).collect::<Result<Vec<_>>>()?;
         if inputs.is_empty() {

@@ -239,7 +239,7 @@ impl Compiler<'_> {
         Ok(plan)
     }
 
-    /// The outputs of a pure node whose inputs are all constant: computed once here instead of in every run, above all
+    /// The outputs of a pure node whose inputs are all constant, or that has none: computed once here instead of in every run, above all
     /// the weights of a quantized model. `None` when it must stay a step.
     fn fold(
         &self,
@@ -255,7 +255,7 @@ impl Compiler<'_> {
         let ins = g.node_inputs(n);
         let outs = g.node_outputs(n);
         let is_open = outs.iter().flatten().any(|&v| (self.options.watch)(id, v));
-        if is_open || ins.is_empty() || node.attrs.graphs().next().is_some() {
+        if is_open || node.attrs.graphs().next().is_some() {
             return None;
         }
         if self.model.function(&node.domain, &node.op_type, &node.overload).is_some() {

@@ -6,16 +6,20 @@
 //! computed on the grid of padded rows, and the few columns between rows are dropped when a tile is stored. A kernel
 //! of size 1 with stride 1 reads the input itself.
 
+use std::ops::Range;
+
 use super::micro::{Operands, Rows, Start, Tile};
-use super::{Slots, depthwise, for_each};
+use super::{Slots, depthwise, for_each, for_each_chunk};
 use crate::tensor::{buffer, keep};
 
 /// Bytes of filters that stay in the second cache level while all columns pass by.
 const FILTER_BLOCK: usize = 320 << 10;
 /// Bytes of outputs that are still in the second level when a stretch of columns is over.
 const OUTPUT_BLOCK: usize = 128 << 10;
-/// Length of the sums that are done in one go, so that what a tile's columns read stays in the first level.
-const K_BLOCK: usize = 256;
+/// Bytes of columns at most that are copied together for all blocks of filters at once.
+const COLUMN_BLOCK: usize = 8 << 20;
+/// Longest sum that is done in one go, so that what a tile's columns read stays in the first levels.
+const K_BLOCK: usize = 640;
 
 /// Sizes of a convolution.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -415,13 +419,20 @@ impl Job<'_> {
         let in_cache = tiles.div_ceil((OUTPUT_BLOCK / (4 * rows * columns)).max(16));
         let shared = if threads > 1 { (4 * threads).div_ceil(blocks * planes) } else { 1 };
         let stretches = in_cache.max(shared).min(tiles);
+        let tile_size = self.k * columns;
+        let is_packed = blocks > 1 && planes * tiles * tile_size * 4 <= COLUMN_BLOCK;
+        let mut packed = buffer(if is_packed { planes * tiles * tile_size } else { 0 });
+        for_each_chunk(threads, &mut packed, tile_size, &|i, to| {
+            self.pack(i / tiles, i % tiles * columns, 0..self.k, to);
+        });
         for_each(threads, blocks * planes * stretches, |task| {
             let (block, plane, stretch) = (task / stretches / planes, task / stretches % planes, task % stretches);
             let panels = &self.panels[block * per_block..self.panels.len().min((block + 1) * per_block)];
-            let mut scratch = Scratch { sums: buffer(rows * columns), packed: buffer(K_BLOCK * columns) };
+            let mut scratch = Scratch { sums: buffer(rows * columns), packed: buffer(K_BLOCK.min(self.k) * columns) };
             let some = tiles * stretch / stretches..tiles * (stretch + 1) / stretches;
             for t in some.clone() {
-                self.tile(plane, t * columns, panels, &mut scratch);
+                let packed = packed.get((plane * tiles + t) * tile_size..).filter(|p| !p.is_empty());
+                self.tile(plane, t * columns, panels, packed, &mut scratch);
             }
             keep(scratch.sums);
             keep(scratch.packed);
@@ -429,6 +440,16 @@ impl Job<'_> {
                 self.finish(plane, some.start * columns, some.end * columns, panels, then);
             }
         });
+        keep(packed);
+    }
+
+    /// Copies together what a tile's columns read.
+    fn pack(&self, plane: usize, p0: usize, k: Range<usize>, to: &mut [f32]) {
+        let l = self.layout;
+        let columns = self.tile.columns;
+        // Behind the end of the input nothing may be read; the padded buffer has slack.
+        let width = if l.direct { columns.min(l.grid_size() - p0) } else { columns };
+        pack(&self.b[l.planes[plane] + p0..], &l.offsets[k], width, columns, to);
     }
 
     /// Calls `then` with the outputs of some columns of the grid.
@@ -447,27 +468,36 @@ impl Job<'_> {
 
     /// One tile's columns for some panels of filters. What the columns read is copied together first, so that all
     /// panels read it in order; a long sum is done in blocks whose part of the columns stays in the first cache level.
-    fn tile(&self, plane: usize, p0: usize, panels: &[(usize, usize)], scratch: &mut Scratch) {
+    fn tile(
+        &self,
+        plane: usize,
+        p0: usize,
+        panels: &[(usize, usize)],
+        packed: Option<&[f32]>,
+        scratch: &mut Scratch,
+    ) {
         let l = self.layout;
         let columns = self.tile.columns;
         let width = columns.min(l.grid_size() - p0);
         let half = width <= columns / 2;
         let whole = if half { columns / 2 } else { columns };
-        let base = l.planes[plane] + p0;
         // Where the tile lies in the output, if it lies there without gaps.
         let (row, column) = (p0 / l.grid_pitch, p0 % l.grid_pitch);
         let in_place = width == whole && column + whole <= l.grid.1;
         let y = self.y + plane * l.grid.0 * l.grid.1;
         let n_blocks = self.k.div_ceil(K_BLOCK);
-        let is_packed = panels.len() > 4 || l.direct && width < whole;
-        for k0 in (0..self.k).step_by(K_BLOCK) {
-            let length = K_BLOCK.min(self.k - k0);
-            let offsets = &l.offsets[k0..k0 + length];
-            let (mut b, mut rows) = (self.b[base..].as_ptr(), Rows::At(offsets));
-            if is_packed {
-                pack(&self.b[base..], offsets, if l.direct { width } else { whole }, whole, &mut scratch.packed);
-                (b, rows) = (scratch.packed.as_ptr(), Rows::Every(whole));
-            }
+        let pays = panels.len() > 4 || l.direct && width < whole;
+        for block in 0..n_blocks {
+            let k = self.k * block / n_blocks..self.k * (block + 1) / n_blocks;
+            let (k0, length) = (k.start, k.len());
+            let (b, rows) = match packed {
+                Some(packed) => (packed[k0 * columns..].as_ptr(), Rows::Every(columns)),
+                None if pays => {
+                    self.pack(plane, p0, k, &mut scratch.packed);
+                    (scratch.packed.as_ptr(), Rows::Every(columns))
+                }
+                None => (self.b[l.planes[plane] + p0..].as_ptr(), Rows::At(&l.offsets[k])),
+            };
             for &(m0, height) in panels {
                 // Sums of several blocks stay in the scratch until the last one.
                 let in_place = in_place && n_blocks == 1;

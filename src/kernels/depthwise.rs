@@ -329,7 +329,10 @@ mod x86 {
                     let iy = top + i as isize;
                     rows[i] = (iy >= 0 && (iy as usize) < ih).then(|| x.wrapping_offset(iy * iw as isize));
                 }
-                for ox in (0..ow).step_by(V::N) {
+                for block in 0..ow.div_ceil(V::N) {
+                    // The last vector of a row overlaps the one before it instead of leaving lanes unused: stores of
+                    // some lanes are slow on many processors.
+                    let ox = (block * V::N).min(ow.saturating_sub(V::N));
                     let left = (ox * S) as isize - s.begin[1] as isize;
                     let is_inside = left >= 0 && left as usize + (kw - 1) * s.dilation[1] + S * V::N <= iw;
                     let mut acc = [V::splat(start); R];
@@ -371,13 +374,17 @@ mod x86 {
                             }
                         }
                     }
-                    let is_full = ox + V::N <= ow;
-                    let mask = V::mask(ox as isize, ow);
                     for r in 0..R {
                         if oy + r < oh {
-                            let to = y.add((oy + r) * ow + ox);
+                            let at = (oy + r) * ow + ox;
                             let acc = if S == 2 { acc[r].in_order() } else { acc[r] };
-                            if is_full { acc.store(to) } else { acc.store_some(mask, to) }
+                            // What a short row's vector writes beyond its end is the start of the next row, which
+                            // comes later.
+                            if at + V::N <= oh * ow {
+                                acc.store(y.add(at));
+                            } else {
+                                acc.store_some(V::mask(0, ow - ox), y.add(at));
+                            }
                         }
                     }
                 }

@@ -468,14 +468,7 @@ impl Job<'_> {
 
     /// One tile's columns for some panels of filters. What the columns read is copied together first, so that all
     /// panels read it in order; a long sum is done in blocks whose part of the columns stays in the first cache level.
-    fn tile(
-        &self,
-        plane: usize,
-        p0: usize,
-        panels: &[(usize, usize)],
-        packed: Option<&[f32]>,
-        scratch: &mut Scratch,
-    ) {
+    fn tile(&self, plane: usize, p0: usize, panels: &[(usize, usize)], packed: Option<&[f32]>, scratch: &mut Scratch) {
         let l = self.layout;
         let columns = self.tile.columns;
         let width = columns.min(l.grid_size() - p0);

@@ -1,18 +1,12 @@
 //! What makes inference fast leaves the results alone, to the bit: steps that are done together, values that somebody
 //! watches, threads.
 
-mod common;
-
 use std::collections::BTreeSet;
 
-use common::npz::{self, Array};
-use common::tensors::from_array;
-use common::testdata;
 use onnx_quant::error::Result;
 use onnx_quant::interp::{CompileOptions, NoTap, Program, RunOptions};
 use onnx_quant::ir::text_parse::parse;
 use onnx_quant::ir::{GraphId, Model, ValueId};
-use onnx_quant::onnx::read;
 use onnx_quant::ops::Item;
 use onnx_quant::tensor::Tensor;
 
@@ -66,25 +60,6 @@ fn model() -> (Model, Vec<(String, Tensor)>) {
     (parse(&text).unwrap(), vec![("x".into(), x)])
 }
 
-/// The small models of `testdata` and their samples, and the one above.
-fn models() -> Vec<(String, Model, Vec<(String, Tensor)>)> {
-    let (made, inputs) = model();
-    let mut models = vec![("fused".to_owned(), made, inputs)];
-    let mut paths: Vec<_> = std::fs::read_dir(testdata("models")).unwrap().map(|e| e.unwrap().path()).collect();
-    paths.sort();
-    for path in paths.iter().filter(|p| p.extension().is_some_and(|e| e == "onnx")) {
-        let samples = path.with_extension("npz");
-        let Ok(model) = read(path) else { continue };
-        if !samples.exists() || Program::compile(&model, &CompileOptions::default()).is_err() {
-            continue;
-        }
-        let arrays: Vec<(String, Array)> = npz::read(&samples);
-        let inputs = arrays.iter().map(|(n, a)| (n.clone(), from_array(a))).collect();
-        models.push((path.display().to_string(), model, inputs));
-    }
-    models
-}
-
 fn bits(outputs: Vec<Option<Item>>) -> Vec<String> {
     let text = |t: &Tensor| match t.slice::<f32>() {
         Ok(v) => format!("{:?} {:?}", t.shape(), v.iter().map(|x| x.to_bits()).collect::<Vec<_>>()),
@@ -95,39 +70,35 @@ fn bits(outputs: Vec<Option<Item>>) -> Vec<String> {
 
 #[test]
 fn watched_values_are_made_and_the_outputs_stay_the_same() {
-    for (name, model, inputs) in models() {
-        let fused = Program::compile(&model, &CompileOptions::default()).unwrap();
-        let expected = bits(fused.run_named(&inputs, RunOptions::default(), &mut NoTap).unwrap());
-        let all = CompileOptions { watch: &|_, _| true, ..CompileOptions::default() };
-        let mut seen: BTreeSet<(usize, String)> = BTreeSet::new();
-        let mut tap = |g: GraphId, v: ValueId, _: &Item| -> Result<()> {
-            seen.insert((v.index(), model.graph(g).value(v).name.clone()));
-            Ok(())
-        };
-        let watched = Program::compile(&model, &all).unwrap();
-        let got = bits(watched.run_named(&inputs, RunOptions::default(), &mut tap).unwrap());
-        assert!(got == expected, "{name}: other outputs when every value is watched");
-        let g = model.main();
-        for n in g.order().unwrap() {
-            for v in g.node_outputs(n).into_iter().flatten() {
-                let name_of = &g.value(v).name;
-                assert!(seen.iter().any(|(_, n)| n == name_of), "{name}: {name_of} was not seen");
-            }
-        }
+    let (model, inputs) = model();
+    let fused = Program::compile(&model, &CompileOptions::default()).unwrap();
+    let expected = bits(fused.run_named(&inputs, RunOptions::default(), &mut NoTap).unwrap());
+    let all = CompileOptions { watch: &|_, _| true, ..CompileOptions::default() };
+    let mut seen: BTreeSet<String> = BTreeSet::new();
+    let mut tap = |g: GraphId, v: ValueId, _: &Item| -> Result<()> {
+        seen.insert(model.graph(g).value(v).name.clone());
+        Ok(())
+    };
+    let watched = Program::compile(&model, &all).unwrap();
+    let got = bits(watched.run_named(&inputs, RunOptions::default(), &mut tap).unwrap());
+    assert!(got == expected, "other outputs when every value is watched");
+    let g = model.main();
+    for v in g.order().unwrap().into_iter().flat_map(|n| g.node_outputs(n)).flatten() {
+        let name = &g.value(v).name;
+        assert!(seen.contains(name), "{name} was not seen");
     }
 }
 
 #[test]
 fn outputs_do_not_depend_on_the_number_of_threads() {
-    for (name, model, inputs) in models() {
-        let program = Program::compile(&model, &CompileOptions::default()).unwrap();
-        let run = |threads: usize| {
-            let options = RunOptions { threads, ..RunOptions::default() };
-            bits(program.run_named(&inputs, options, &mut NoTap).unwrap())
-        };
-        let one = run(1);
-        for threads in [2, 4] {
-            assert!(run(threads) == one, "{name}: other outputs with {threads} threads");
-        }
+    let (model, inputs) = model();
+    let program = Program::compile(&model, &CompileOptions::default()).unwrap();
+    let run = |threads: usize| {
+        let options = RunOptions { threads, ..RunOptions::default() };
+        bits(program.run_named(&inputs, options, &mut NoTap).unwrap())
+    };
+    let one = run(1);
+    for threads in [2, 4] {
+        assert!(run(threads) == one, "other outputs with {threads} threads");
     }
 }

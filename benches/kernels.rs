@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use onnx_quant::error::{Result, bail};
 use onnx_quant::ir::{Attr, Attrs, Domain, GraphId};
-use onnx_quant::ops::{Bodies, Call, Item, Shared, lookup};
+use onnx_quant::ops::{Bodies, Call, Fusion, Item, Shared, lookup};
 use onnx_quant::tensor::Tensor;
 use serde_json::{Value, json};
 
@@ -217,6 +217,7 @@ fn measure(case: &Case) -> (f64, f64) {
             seed: 0,
             bodies: &NoBodies,
             shared: &shared,
+            fusion: Fusion::default(),
         };
         (def.eval)(&mut call).expect("the operator runs")
     };

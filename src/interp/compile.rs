@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use super::Input;
-use crate::error::{At, Result, bail, ensure};
+use super::fuse::{Fused, fuse, lifetimes};
+use crate::error::{At, Location, Result, bail, ensure};
 use crate::ir::{Attrs, Bindings, Def, Domain, GraphId, Model, NodeId, TensorRef, ValueId, ValueType};
 use crate::ops::{OpDef, Shared, evaluate, lookup};
 use crate::tensor::Tensor;
@@ -41,6 +42,8 @@ pub(super) enum Kind {
     Op(&'static OpDef),
     /// Calls a function of the model.
     Function(Box<Plan>),
+    /// Runs the fused program over its only operand.
+    Pointwise,
     /// Leaves its outputs undefined.
     Unknown,
 }
@@ -55,6 +58,8 @@ pub(super) struct Step {
     pub kind: Kind,
     pub op_type: String,
     pub label: String,
+    /// Number in the plan as it was before steps were fused; random operators depend on it.
+    pub number: usize,
     pub opset: i64,
     pub attrs: Attrs,
     pub operands: Vec<Operand>,
@@ -62,9 +67,12 @@ pub(super) struct Step {
     pub outputs: Vec<Option<Output>>,
     pub wanted: Vec<bool>,
     /// Slots that nobody needs after this step and that are not operands (captured by its bodies, or made for nobody).
+    /// They and the operands' last uses are filled in when all steps are there.
     pub release: Vec<u32>,
     pub bodies: Vec<(GraphId, Plan)>,
     pub shared: Shared,
+    /// Elementwise steps behind this one that are done together with it.
+    pub fused: Option<Fused>,
 }
 
 /// A compiled graph.
@@ -80,6 +88,13 @@ pub(super) struct Plan {
     pub outputs: Vec<Operand>,
     /// What is known of the outputs' types.
     pub output_types: Vec<Option<ValueType>>,
+}
+
+impl Step {
+    /// Where it is, for messages.
+    pub(super) fn location(&self) -> Location {
+        Location::node(&self.label, &self.op_type)
+    }
 }
 
 impl Program {
@@ -180,18 +195,8 @@ impl Compiler<'_> {
                 _ => {}
             }
         }
-        // The last step that uses each value; graph outputs live to the end.
-        let mut last = vec![usize::MAX; bound];
-        for (i, &n) in order.iter().enumerate() {
-            for v in g.node_inputs(n).into_iter().flatten().chain(g.captures(n)) {
-                last[v.index()] = i;
-            }
-        }
-        for &v in g.outputs() {
-            last[v.index()] = usize::MAX;
-        }
         let mut steps = Vec::with_capacity(order.len());
-        for (i, &n) in order.iter().enumerate() {
+        for &n in &order {
             if let Some(folded) = self.fold(id, n, opsets, bindings, &constant_of, &constants) {
                 for (v, t) in folded {
                     constant_of.insert(v, constants.len() as u32);
@@ -202,16 +207,16 @@ impl Compiler<'_> {
             for v in g.node_outputs(n).into_iter().flatten() {
                 slot_of(v, &mut slots);
             }
-            let operand = |v: ValueId, last_use: bool| -> Result<Operand> {
+            let operand = |v: ValueId| -> Result<Operand> {
                 if let Some(&c) = constant_of.get(&v) {
                     return Ok(Operand::Constant(c));
                 }
                 match slots[v.index()] {
                     u32::MAX => bail!("tensor \"{}\" is used but nothing defines it", g.value(v).name),
-                    slot => Ok(Operand::Slot { slot, last_use }),
+                    slot => Ok(Operand::Slot { slot, last_use: false }),
                 }
             };
-            let step = self.step(id, n, i, opsets, bindings, &last, &operand).at(|| g.node(n).location())?;
+            let step = self.step(id, n, steps.len(), (opsets, bindings), &operand).at(|| g.node(n).location())?;
             steps.push(step);
         }
         let outputs = g
@@ -227,10 +232,14 @@ impl Compiler<'_> {
             .collect::<Result<_>>()?;
         let output_types = g.outputs().iter().map(|&v| g.value(v).ty.clone()).collect();
         self.depth -= 1;
-        Ok(Plan { graph: id, n_slots: n_slots as usize, inputs, constants, captures, steps, outputs, output_types })
+        let n_slots = n_slots as usize;
+        let mut plan = Plan { graph: id, n_slots, inputs, constants, captures, steps, outputs, output_types };
+        fuse(&mut plan);
+        lifetimes(&mut plan);
+        Ok(plan)
     }
 
-    /// The outputs of a pure node whose inputs are all constant: computed once here instead of in every run, above all
+    /// The outputs of a pure node whose inputs are all constant, or that has none: computed once here instead of in every run, above all
     /// the weights of a quantized model. `None` when it must stay a step.
     fn fold(
         &self,
@@ -246,7 +255,7 @@ impl Compiler<'_> {
         let ins = g.node_inputs(n);
         let outs = g.node_outputs(n);
         let is_open = outs.iter().flatten().any(|&v| (self.options.watch)(id, v));
-        if is_open || ins.is_empty() || node.attrs.graphs().next().is_some() {
+        if is_open || node.attrs.graphs().next().is_some() {
             return None;
         }
         if self.model.function(&node.domain, &node.op_type, &node.overload).is_some() {
@@ -273,16 +282,13 @@ impl Compiler<'_> {
         Some(folded)
     }
 
-    #[allow(clippy::too_many_arguments, reason = "one call site; the arguments are the state of its loop")]
     fn step(
         &mut self,
         id: GraphId,
         n: NodeId,
-        i: usize,
-        opsets: &[(Domain, i64)],
-        bindings: &Bindings,
-        last: &[usize],
-        operand: &dyn Fn(ValueId, bool) -> Result<Operand>,
+        number: usize,
+        (opsets, bindings): (&[(Domain, i64)], &Bindings),
+        operand: &dyn Fn(ValueId) -> Result<Operand>,
     ) -> Result<Step> {
         let g = self.model.graph(id);
         let node = g.node(n);
@@ -290,37 +296,16 @@ impl Compiler<'_> {
         let opset = opsets.iter().find(|(d, _)| *d == node.domain).map_or(1, |(_, v)| *v);
         let ins = g.node_inputs(n);
         let outs = g.node_outputs(n);
-        // A value in several slots is moved out of its slot by the last of them only.
-        let mut operands = Vec::with_capacity(ins.len());
-        for (slot, v) in ins.iter().enumerate() {
-            operands.push(match v {
-                None => Operand::Empty,
-                Some(v) => {
-                    let again = ins[slot + 1..].contains(&Some(*v)) || g.captures(n).contains(v);
-                    operand(*v, last[v.index()] == i && !again)?
-                }
-            });
-        }
-        let mut release = Vec::new();
-        for v in g.captures(n) {
-            if let Operand::Slot { slot, .. } = operand(v, false)?
-                && last[v.index()] == i
-            {
-                release.push(slot);
-            }
-        }
+        let operands = ins.iter().map(|v| v.map_or(Ok(Operand::Empty), operand)).collect::<Result<Vec<_>>>()?;
         let mut outputs = Vec::with_capacity(outs.len());
         for v in &outs {
             outputs.push(match v {
                 None => None,
                 Some(v) => {
-                    let Operand::Slot { slot, .. } = operand(*v, false)? else {
+                    let Operand::Slot { slot, .. } = operand(*v)? else {
                         bail!("output \"{}\" is a constant as well", g.value(*v).name)
                     };
                     let watched = (self.options.watch)(id, *v);
-                    if g.n_uses(*v) == 0 {
-                        release.push(slot);
-                    }
                     Some(Output { slot, value: *v, watched })
                 }
             });
@@ -344,21 +329,23 @@ impl Compiler<'_> {
         };
         let mut bodies = Vec::new();
         for body in attrs.graphs() {
-            bodies.push((body, self.plan(body, opsets, Some(&|v| operand(v, false)), bindings)?));
+            bodies.push((body, self.plan(body, opsets, Some(operand), bindings)?));
         }
         Ok(Step {
             kind,
             op_type: node.op_type.clone(),
             label: node.label(),
+            number,
             opset,
             attrs,
             constant: operands.iter().map(|o| matches!(o, Operand::Constant(_))).collect(),
             operands,
             outputs,
             wanted,
-            release,
+            release: Vec::new(),
             bodies,
             shared: Shared::new(),
+            fused: None,
         })
     }
 }

@@ -7,6 +7,7 @@
 //! Chosen values are shown to a [`Tap`] as they are made, which is how calibration observes a model.
 
 mod compile;
+mod fuse;
 mod run;
 
 use crate::error::Result;
@@ -22,6 +23,11 @@ pub trait Tap {
     /// # Errors
     /// What it returns ends the run.
     fn see(&mut self, graph: GraphId, value: ValueId, item: &Item) -> Result<()>;
+
+    /// A step is over, for those who measure time.
+    fn done(&mut self, label: &str, op_type: &str) {
+        let _ = (label, op_type);
+    }
 }
 
 /// Sees nothing.

@@ -6,8 +6,9 @@ use super::compile::{Kind, Operand, Plan, Program, Step};
 use super::{NoTap, RunOptions, Tap};
 use crate::error::{At, Location, Result, anyhow, bail, ensure};
 use crate::ir::{GraphId, ValueType};
-use crate::ops::{Bodies, Call, Item};
-use crate::tensor::Tensor;
+use crate::ops::pointwise::Pointwise;
+use crate::ops::{Bodies, Call, Fusion, Item};
+use crate::tensor::{DType, Tensor};
 
 impl Program {
     /// Runs the program on inputs given by name, and gives the outputs in order; `None` for an output that depends on
@@ -103,8 +104,12 @@ fn run_plan(
     for ((slot, _), item) in plan.captures.iter().zip(captured) {
         frame[*slot as usize] = item.clone();
     }
-    for (index, step) in plan.steps.iter().enumerate() {
-        run_step(plan, step, index, &mut frame, options, tap).at(|| Location::node(&step.label, &step.op_type))?;
+    for step in &plan.steps {
+        let is_over = run_step(plan, step, &mut frame, options, tap).at(|| step.location())?;
+        for step in step.fused.iter().filter(|_| !is_over).flat_map(|f| &f.steps) {
+            run_step(plan, step, &mut frame, options, tap).at(|| step.location())?;
+        }
+        tap.borrow_mut().done(&step.label, &step.op_type);
     }
     plan.outputs
         .iter()
@@ -116,14 +121,8 @@ fn run_plan(
         .collect()
 }
 
-fn run_step(
-    plan: &Plan,
-    step: &Step,
-    index: usize,
-    frame: &mut Frame,
-    options: RunOptions,
-    tap: SharedTap<'_, '_>,
-) -> Result<()> {
+/// Runs a step, and says whether the steps that are fused with it are done as well.
+fn run_step(plan: &Plan, step: &Step, frame: &mut Frame, options: RunOptions, tap: SharedTap<'_, '_>) -> Result<bool> {
     let mut inputs = Vec::with_capacity(step.operands.len());
     let mut known = !matches!(step.kind, Kind::Unknown);
     for o in &step.operands {
@@ -140,11 +139,19 @@ fn run_step(
     }
     // A value that depends on an unknown operator stays undefined, and so does everything that is made of it.
     if !known {
-        return Ok(());
+        return Ok(true);
     }
-    let seed = options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(index as u64);
+    let seed = options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(step.number as u64);
+    let mut epilogue = step.fused.as_ref().map(|f| &f.program);
     let outputs: Vec<Option<Item>> = match &step.kind {
-        Kind::Unknown => return Ok(()),
+        Kind::Unknown => return Ok(true),
+        Kind::Pointwise => {
+            if let (Some(Operand::Slot { slot, .. }), false) = (step.operands.first(), fits(epilogue, &inputs)) {
+                frame[*slot as usize] = inputs.pop().flatten();
+                return Ok(false);
+            }
+            inputs
+        }
         Kind::Function(body) => run_plan(body, inputs, &[], options, tap)?,
         Kind::Op(def) => {
             let bodies = Runner { plan, step, frame, options, tap };
@@ -159,10 +166,26 @@ fn run_step(
                 seed,
                 bodies: &bodies,
                 shared: &step.shared,
+                fusion: Fusion { epilogue: epilogue.into(), trace: None },
             };
-            (def.eval)(&mut call)?.into_iter().map(Some).collect()
+            let outputs = (def.eval)(&mut call)?;
+            let is_done = epilogue.is_some() && call.fusion.epilogue.get().is_none();
+            if is_done {
+                epilogue = None;
+            }
+            outputs.into_iter().map(Some).collect()
         }
     };
+    // The fused steps, unless the operator has done what they do.
+    let (outputs, last) = match &step.fused {
+        Some(f) if fits(epilogue, &outputs) => {
+            let done = outputs.into_iter().map(|o| after(o, epilogue, options.threads)).collect::<Result<Vec<_>>>()?;
+            (done, f.steps.last())
+        }
+        _ => (outputs, None),
+    };
+    let is_over = last.is_some() || step.fused.is_none();
+    let step = last.unwrap_or(step);
     let mut outputs = outputs.into_iter();
     for slot in &step.outputs {
         let item = outputs.next().flatten();
@@ -175,7 +198,24 @@ fn run_step(
     for &slot in &step.release {
         frame[slot as usize] = None;
     }
-    Ok(())
+    Ok(is_over)
+}
+
+/// Whether a program can run over the only value. One that has run already fits.
+fn fits(program: Option<&Pointwise>, values: &[Option<Item>]) -> bool {
+    let Some(program) = program else { return true };
+    match values {
+        [Some(Item::Tensor(t))] => t.dtype() == DType::F32 && program.fits(t.rank()),
+        _ => false,
+    }
+}
+
+/// Runs a program over a value.
+fn after(item: Option<Item>, program: Option<&Pointwise>, threads: usize) -> Result<Option<Item>> {
+    match (item, program) {
+        (Some(Item::Tensor(t)), Some(program)) => Ok(Some(program.map(t, threads)?.into())),
+        (item, _) => Ok(item),
+    }
 }
 
 /// Runs the bodies of one step.

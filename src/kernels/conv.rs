@@ -6,12 +6,20 @@
 //! computed on the grid of padded rows, and the few columns between rows are dropped when a tile is stored. A kernel
 //! of size 1 with stride 1 reads the input itself.
 
+use std::ops::Range;
+
 use super::micro::{Operands, Rows, Start, Tile};
-use super::{Slots, depthwise, for_each};
+use super::{Slots, depthwise, for_each, for_each_chunk};
 use crate::tensor::{buffer, keep};
 
 /// Bytes of filters that stay in the second cache level while all columns pass by.
-const FILTER_BLOCK: usize = 384 << 10;
+const FILTER_BLOCK: usize = 320 << 10;
+/// Bytes of outputs that are still in the second level when a stretch of columns is over.
+const OUTPUT_BLOCK: usize = 128 << 10;
+/// Bytes of columns at most that are copied together for all blocks of filters at once.
+const COLUMN_BLOCK: usize = 8 << 20;
+/// Longest sum that is done in one go, so that what a tile's columns read stays in the first levels.
+const K_BLOCK: usize = 640;
 
 /// Sizes of a convolution.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -295,12 +303,30 @@ pub(crate) fn for_each_index(sizes: &[usize], mut f: impl FnMut(&[usize])) {
     }
 }
 
+/// What is done with stretches of the output while they are in the cache.
+pub type Then<'a> = Option<&'a (dyn Fn(&mut [f32]) + Sync)>;
+
 /// `Y[n, m, …] = bias[m] + sum over channels and taps of W[m, c, …] * X[n, c, …]`; `y` is overwritten.
 ///
 /// # Panics
 /// A slice has not the length that `g` says.
 pub fn conv(threads: usize, g: &Geometry, x: &[f32], w: &Filters, bias: Option<&[f32]>, y: &mut [f32]) {
-    let tile = Tile::best();
+    conv_then(threads, g, x, w, bias, y, None);
+}
+
+/// [`conv`], and then `then` with every element of the output.
+///
+/// # Panics
+/// A slice has not the length that `g` says.
+pub fn conv_then(
+    threads: usize,
+    g: &Geometry,
+    x: &[f32],
+    w: &Filters,
+    bias: Option<&[f32]>,
+    y: &mut [f32],
+    then: Then<'_>,
+) {
     let in_size: usize = g.input.iter().product();
     let out_size: usize = g.output.iter().product();
     assert_eq!(x.len(), g.batch * g.channels * in_size, "length of the input");
@@ -314,12 +340,19 @@ pub fn conv(threads: usize, g: &Geometry, x: &[f32], w: &Filters, bias: Option<&
         for (i, y) in y.chunks_exact_mut(out_size).enumerate() {
             y.fill(bias.map_or(0.0, |b| b[i % g.filters]));
         }
-        return;
+        then.into_iter().for_each(|f| f(y));
+    } else if w.depthwise {
+        depthwise::conv(threads, g, x, &w.data, bias, y, then);
+    } else {
+        tiled(threads, g, x, w, bias, y, then);
     }
-    if w.depthwise {
-        depthwise::conv(threads, g, x, &w.data, bias, y);
-        return;
-    }
+}
+
+/// Image after image and group after group.
+fn tiled(threads: usize, g: &Geometry, x: &[f32], w: &Filters, bias: Option<&[f32]>, y: &mut [f32], then: Then<'_>) {
+    let tile = Tile::best();
+    let in_size: usize = g.input.iter().product();
+    let out_size: usize = g.output.iter().product();
     let layout = Layout::new(g, tile.columns);
     let per_group = g.channels / g.groups;
     let mut padded = buffer(if layout.direct { 0 } else { layout.size });
@@ -350,6 +383,7 @@ pub fn conv(threads: usize, g: &Geometry, x: &[f32], w: &Filters, bias: Option<&
                 out_size,
                 y: (n * g.filters + group * w.per_group) * out_size,
                 out: &out,
+                then,
             };
             job.run(threads);
         }
@@ -369,6 +403,7 @@ struct Job<'a> {
     out_size: usize,
     y: usize,
     out: &'a Slots<'a, f32>,
+    then: Then<'a>,
 }
 
 impl Job<'_> {
@@ -379,71 +414,123 @@ impl Job<'_> {
         let highest = self.panels.iter().map(|p| p.1).max().unwrap_or(1);
         let per_block = (FILTER_BLOCK / (4 * highest * self.k)).max(1);
         let blocks = self.panels.len().div_ceil(per_block);
-        // Several threads share the columns.
-        let stretches = if threads > 1 { (4 * threads).div_ceil(blocks * planes).min(tiles) } else { 1 };
+        // Columns whose outputs stay in the second cache level until they are done with, and enough for all threads.
+        let rows = highest * per_block.min(self.panels.len());
+        let in_cache = tiles.div_ceil((OUTPUT_BLOCK / (4 * rows * columns)).max(16));
+        let shared = if threads > 1 { (4 * threads).div_ceil(blocks * planes) } else { 1 };
+        let stretches = in_cache.max(shared).min(tiles);
+        let tile_size = self.k * columns;
+        let is_packed = blocks > 1 && planes * tiles * tile_size * 4 <= COLUMN_BLOCK;
+        let mut packed = buffer(if is_packed { planes * tiles * tile_size } else { 0 });
+        for_each_chunk(threads, &mut packed, tile_size, &|i, to| {
+            self.pack(i / tiles, i % tiles * columns, 0..self.k, to);
+        });
         for_each(threads, blocks * planes * stretches, |task| {
             let (block, plane, stretch) = (task / stretches / planes, task / stretches % planes, task % stretches);
             let panels = &self.panels[block * per_block..self.panels.len().min((block + 1) * per_block)];
-            let mut scratch = Scratch { edge: vec![0.0; self.tile.rows * columns], packed: Vec::new() };
-            for t in tiles * stretch / stretches..tiles * (stretch + 1) / stretches {
-                self.tile(plane, t * columns, panels, &mut scratch);
+            let mut scratch = Scratch { sums: buffer(rows * columns), packed: buffer(K_BLOCK.min(self.k) * columns) };
+            let some = tiles * stretch / stretches..tiles * (stretch + 1) / stretches;
+            for t in some.clone() {
+                let packed = packed.get((plane * tiles + t) * tile_size..).filter(|p| !p.is_empty());
+                self.tile(plane, t * columns, panels, packed, &mut scratch);
+            }
+            keep(scratch.sums);
+            keep(scratch.packed);
+            if let Some(then) = self.then {
+                self.finish(plane, some.start * columns, some.end * columns, panels, then);
             }
         });
+        keep(packed);
     }
 
-    /// One tile's columns for some panels of filters.
-    fn tile(&self, plane: usize, p0: usize, panels: &[(usize, usize)], scratch: &mut Scratch) {
+    /// Copies together what a tile's columns read.
+    fn pack(&self, plane: usize, p0: usize, k: Range<usize>, to: &mut [f32]) {
+        let l = self.layout;
+        let columns = self.tile.columns;
+        // Behind the end of the input nothing may be read; the padded buffer has slack.
+        let width = if l.direct { columns.min(l.grid_size() - p0) } else { columns };
+        pack(&self.b[l.planes[plane] + p0..], &l.offsets[k], width, columns, to);
+    }
+
+    /// Calls `then` with the outputs of some columns of the grid.
+    fn finish(&self, plane: usize, from: usize, to: usize, panels: &[(usize, usize)], then: &dyn Fn(&mut [f32])) {
+        let l = self.layout;
+        // Where a place of the grid lies in a plane of the output; those between rows lie at the start of the next.
+        let place =
+            |p: usize| (p / l.grid_pitch * l.grid.1 + (p % l.grid_pitch).min(l.grid.1)).min(l.grid.0 * l.grid.1);
+        let (from, to) = (place(from), place(to));
+        for m in panels.iter().flat_map(|&(m0, height)| m0..m0 + height) {
+            let at = self.y + m * self.out_size + plane * l.grid.0 * l.grid.1;
+            // SAFETY: the outputs of this task's columns and filters, which nobody else has.
+            then(unsafe { self.out.part(at + from, to - from) });
+        }
+    }
+
+    /// One tile's columns for some panels of filters. What the columns read is copied together first, so that all
+    /// panels read it in order; a long sum is done in blocks whose part of the columns stays in the first cache level.
+    fn tile(&self, plane: usize, p0: usize, panels: &[(usize, usize)], packed: Option<&[f32]>, scratch: &mut Scratch) {
         let l = self.layout;
         let columns = self.tile.columns;
         let width = columns.min(l.grid_size() - p0);
         let half = width <= columns / 2;
         let whole = if half { columns / 2 } else { columns };
-        let base = l.planes[plane] + p0;
-        let (mut b, mut rows) = (self.b[base..].as_ptr(), Rows::At(&l.offsets));
-        if l.direct && width < whole {
-            // The tile would read beyond the input.
-            scratch.packed.resize(self.k * whole, 0.0);
-            for (to, &at) in scratch.packed.chunks_exact_mut(whole).zip(&l.offsets) {
-                to[..width].copy_from_slice(&self.b[at as usize + p0..][..width]);
-            }
-            (b, rows) = (scratch.packed.as_ptr(), Rows::Every(whole));
-        }
-        let in_place = l.grid.0 == 1 && width == whole;
-        for &(m0, height) in panels {
-            let y = self.y + m0 * self.out_size + plane * l.grid.0 * l.grid.1;
-            let (c, c_stride) =
-                if in_place { (self.out.at(y + p0), self.out_size) } else { (scratch.edge.as_mut_ptr(), columns) };
-            let o = Operands {
-                k: self.k,
-                a: self.filters[m0 * self.k..].as_ptr(),
-                a_stride: 0,
-                b,
-                rows,
-                c,
-                c_stride,
-                start: self.bias.map_or(Start::Zero, |bias| Start::PerRow(bias[m0..].as_ptr())),
+        // Where the tile lies in the output, if it lies there without gaps.
+        let (row, column) = (p0 / l.grid_pitch, p0 % l.grid_pitch);
+        let in_place = width == whole && column + whole <= l.grid.1;
+        let y = self.y + plane * l.grid.0 * l.grid.1;
+        let n_blocks = self.k.div_ceil(K_BLOCK);
+        let pays = panels.len() > 4 || l.direct && width < whole;
+        for block in 0..n_blocks {
+            let k = self.k * block / n_blocks..self.k * (block + 1) / n_blocks;
+            let (k0, length) = (k.start, k.len());
+            let (b, rows) = match packed {
+                Some(packed) => (packed[k0 * columns..].as_ptr(), Rows::Every(columns)),
+                None if pays => {
+                    self.pack(plane, p0, k, &mut scratch.packed);
+                    (scratch.packed.as_ptr(), Rows::Every(columns))
+                }
+                None => (self.b[l.planes[plane] + p0..].as_ptr(), Rows::At(&l.offsets[k])),
             };
-            // SAFETY: the panel holds `k` rows of `height` values. Every offset plus the last column of the grid lies
-            // inside the padded buffer, which has a tile's width of slack; without padding only tiles inside the
-            // input come here unpacked. A tile in place lies inside the output's rows of this panel; others go to
-            // `edge`, which holds a whole tile. Tasks write disjoint tiles.
-            unsafe { self.tile.run(height, half, &o) };
-            if !in_place {
-                self.store(&scratch.edge, height, y, p0, width);
+            for &(m0, height) in panels {
+                // Sums of several blocks stay in the scratch until the last one.
+                let in_place = in_place && n_blocks == 1;
+                let (c, c_stride) = if in_place {
+                    (self.out.at(y + m0 * self.out_size + row * l.grid.1 + column), self.out_size)
+                } else {
+                    (scratch.sums[(m0 - panels[0].0) * columns..].as_mut_ptr(), columns)
+                };
+                let start = match self.bias {
+                    _ if k0 > 0 => Start::Output,
+                    Some(bias) => Start::PerRow(bias[m0..].as_ptr()),
+                    None => Start::Zero,
+                };
+                let a = self.filters[m0 * self.k + k0 * height..].as_ptr();
+                let o = Operands { k: length, a, a_stride: 0, b, rows, c, c_stride, start };
+                // SAFETY: the panel holds `k` rows of `height` values. Packed columns hold `length` rows; else every
+                // offset plus the last column of the grid lies inside the padded buffer, which has a tile's width of
+                // slack, or inside the input. A tile in place lies inside the output's rows of this panel; others go
+                // to `sums`, which holds a whole tile for each row of the panels. Tasks write disjoint tiles.
+                unsafe { self.tile.run(height, half, &o) };
             }
+        }
+        if in_place && n_blocks == 1 {
+            return;
+        }
+        for &(m0, height) in panels {
+            let sums = &scratch.sums[(m0 - panels[0].0) * columns..];
+            self.store(sums, height, y + m0 * self.out_size, (row, column), width);
         }
     }
 
     /// Copies a tile from the grid into the rows of the output.
-    fn store(&self, edge: &[f32], height: usize, y: usize, p0: usize, width: usize) {
+    fn store(&self, sums: &[f32], height: usize, y: usize, (mut row, mut column): (usize, usize), width: usize) {
         let l = self.layout;
-        let (mut row, mut column) = (p0 / l.grid_pitch, p0 % l.grid_pitch);
         let mut i = 0;
         while i < width {
             let n = l.grid.1.saturating_sub(column).min(width - i);
             if n > 0 {
                 for m in 0..height {
-                    let from = &edge[m * self.tile.columns + i..][..n];
+                    let from = &sums[m * self.tile.columns + i..][..n];
                     // SAFETY: tasks write disjoint tiles, and this part lives only here.
                     let to = unsafe { self.out.part(y + m * self.out_size + row * l.grid.1 + column, n) };
                     to.copy_from_slice(from);
@@ -456,9 +543,30 @@ impl Job<'_> {
     }
 }
 
+multiversion! {
+    /// Copies `width` elements at each offset to rows of `whole` elements.
+    fn pack(from: &[f32], offsets: &[u32], width: usize, whole: usize, to: &mut [f32]) {
+        let rows = to.chunks_exact_mut(whole).zip(offsets);
+        if width == whole && whole.is_multiple_of(8) {
+            for (to, &at) in rows {
+                let from = &from[at as usize..][..whole];
+                for (to, from) in to.as_chunks_mut::<8>().0.iter_mut().zip(from.as_chunks::<8>().0) {
+                    *to = *from;
+                }
+            }
+        } else {
+            for (to, &at) in rows {
+                to[..width].copy_from_slice(&from[at as usize..][..width]);
+            }
+        }
+    }
+}
+
 /// Buffers of one task.
 struct Scratch {
-    edge: Vec<f32>,
+    /// A tile's sums for each filter of a block.
+    sums: Vec<f32>,
+    /// What a tile's columns read.
     packed: Vec<f32>,
 }
 

@@ -1,10 +1,10 @@
 //! Windows over one channel: depthwise convolution, and pools, which differ in the operation alone.
 //!
-//! With AVX-512 rows are read where they lie: masked loads give the padding, and seven rows of output share what they
-//! load. Elsewhere, and for unusual strides and ranks, a padded copy of the channel is folded tap by tap in loops that
+//! With AVX-512 and AVX2 rows are read where they lie: masked loads give the padding, and up to seven rows of output
+//! share what they load. Elsewhere, and for unusual strides and ranks, a padded copy of the channel is folded tap by tap in loops that
 //! the compiler vectorises.
 
-use super::conv::{Geometry, Layout};
+use super::conv::{Geometry, Layout, Then};
 use super::{Slots, for_each};
 
 /// Columns that the plain loops keep in registers.
@@ -31,7 +31,15 @@ struct Channel<'a> {
 }
 
 /// A convolution in which every group has one channel of input.
-pub(super) fn conv(threads: usize, g: &Geometry, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+pub(super) fn conv(
+    threads: usize,
+    g: &Geometry,
+    x: &[f32],
+    w: &[f32],
+    bias: Option<&[f32]>,
+    y: &mut [f32],
+    then: Then<'_>,
+) {
     let (in_size, out_size) = (g.input.iter().product::<usize>(), g.output.iter().product::<usize>());
     let (taps, per_group) = (g.k(), g.filters / g.groups);
     let plan = Plan::new(g, Fold::Weighted);
@@ -45,6 +53,9 @@ pub(super) fn conv(threads: usize, g: &Geometry, x: &[f32], w: &[f32], bias: Opt
             start: bias.map_or(0.0, |b| b[m]),
             y: out.chunk(i, out_size),
         });
+        if let Some(then) = then {
+            then(out.chunk(i, out_size));
+        }
     });
 }
 
@@ -100,7 +111,7 @@ struct Sizes {
 impl<'a> Plan<'a> {
     fn new(g: &'a Geometry, fold: Fold) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if g.input.len() <= 2 && super::Isa::get() == super::Isa::Avx512 {
+        if g.input.len() <= 2 {
             let two = |v: &[usize], one: usize| if let [h, w] = *v { [h, w] } else { [one, v[0]] };
             let s = Sizes {
                 input: two(&g.input, 1),
@@ -196,22 +207,21 @@ multiversion! {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    //! Rows where they lie, with masked loads.
-    use std::arch::x86_64::*;
+    //! Rows where they lie, with masked loads at their ends.
+    use std::arch::x86_64::{__m256, __m512};
 
+    use super::super::Isa;
+    use super::super::lanes::Lanes;
     use super::{Fold, Sizes};
 
     /// `rows(sizes, x, weights, start, y)`.
     pub(super) type Rows = unsafe fn(&Sizes, *const f32, *const f32, f32, *mut f32);
 
-    /// Lanes of a vector.
-    const LANES: usize = 16;
-
     const WEIGHTED: u8 = 0;
     const MAX: u8 = 1;
     const SUM: u8 = 2;
 
-    /// The function for these sizes; `None` where strides are unusual.
+    /// The function for these sizes; `None` where strides are unusual or the processor is old.
     pub(super) fn rows(s: &Sizes, fold: Fold) -> Option<Rows> {
         match fold {
             Fold::Weighted => of_stride::<WEIGHTED>(s),
@@ -222,8 +232,8 @@ mod x86 {
 
     fn of_stride<const FOLD: u8>(s: &Sizes) -> Option<Rows> {
         match (s.stride[1], s.output[0]) {
-            (1, 1) if s.kernel[0] == 1 => Some(fold_rows::<FOLD, 1, 1, 1>),
-            (2, 1) if s.kernel[0] == 1 => Some(fold_rows::<FOLD, 1, 2, 1>),
+            (1, 1) if s.kernel[0] == 1 => of_isa::<FOLD, 1, 1, 1, 1>(),
+            (2, 1) if s.kernel[0] == 1 => of_isa::<FOLD, 1, 2, 1, 1>(),
             (1 | 2, _) if s.stride[0] != s.stride[1] || s.dilation[0] != 1 => None,
             (1, _) => of_kernel::<FOLD, 1>(s),
             (2, _) => of_kernel::<FOLD, 2>(s),
@@ -234,98 +244,151 @@ mod x86 {
     fn of_kernel<const FOLD: u8, const S: usize>(s: &Sizes) -> Option<Rows> {
         // Rows that are done at once: what wastes fewer in the last round.
         let seven = s.output[0].div_ceil(7) * 7 <= s.output[0].div_ceil(4) * 4;
-        Some(match (s.kernel[0], seven) {
-            (1, _) => fold_rows::<FOLD, 1, S, 4>,
-            (2, true) => fold_rows::<FOLD, 2, S, 7>,
-            (2, false) => fold_rows::<FOLD, 2, S, 4>,
-            (3, true) => fold_rows::<FOLD, 3, S, 7>,
-            (3, false) => fold_rows::<FOLD, 3, S, 4>,
-            (4, _) => fold_rows::<FOLD, 4, S, 4>,
-            (5, true) => fold_rows::<FOLD, 5, S, 7>,
-            (5, false) => fold_rows::<FOLD, 5, S, 4>,
-            (7, _) => fold_rows::<FOLD, 7, S, 4>,
-            _ => return None,
-        })
+        match (s.kernel[0], seven) {
+            (1, _) => of_isa::<FOLD, 1, S, 4, 4>(),
+            (2, true) => of_isa::<FOLD, 2, S, 7, 4>(),
+            (2, false) => of_isa::<FOLD, 2, S, 4, 4>(),
+            // Nine rows of input for four of output do not fit into 16 registers.
+            (3, _) if S == 2 && Isa::get() == Isa::Avx2 => of_isa::<FOLD, 3, S, 4, 3>(),
+            (3, true) => of_isa::<FOLD, 3, S, 7, 4>(),
+            (3, false) => of_isa::<FOLD, 3, S, 4, 4>(),
+            (4, _) => of_isa::<FOLD, 4, S, 4, 4>(),
+            (5, true) => of_isa::<FOLD, 5, S, 7, 4>(),
+            (5, false) => of_isa::<FOLD, 5, S, 4, 4>(),
+            (7, _) => of_isa::<FOLD, 7, S, 4, 4>(),
+            _ => None,
+        }
     }
 
-    /// The mask of lanes `j` with `0 <= first + j < n`.
-    #[inline(always)]
-    fn lanes(first: isize, n: usize) -> __mmask16 {
-        let lo = (-first).clamp(0, LANES as isize) as u32;
-        let hi = (n as isize - first).clamp(0, LANES as isize) as u32;
-        (((1u32 << hi) - 1) & !((1u32 << lo) - 1)) as __mmask16
+    /// `R16` rows at once with the 32 registers of AVX-512, `R8` with the 16 of AVX2.
+    fn of_isa<const FOLD: u8, const KH: usize, const S: usize, const R16: usize, const R8: usize>() -> Option<Rows> {
+        match Isa::get() {
+            Isa::Avx512 => Some(avx512::<FOLD, KH, S, R16>),
+            Isa::Avx2 => Some(avx2::<FOLD, KH, S, R8>),
+            Isa::Base => None,
+        }
     }
 
-    /// Folds windows of `KH` rows with stride `S`, `R` rows of output at once.
-    ///
+    /// What is read for rows that are not there.
+    static ZEROS: [f32; 32] = [0.0; 32];
+    static LEAST: [f32; 32] = [f32::NEG_INFINITY; 32];
+
     /// # Safety
-    /// On a processor with AVX-512F. `x` holds the input's rows, `y` the output's, and `w` a weight for each tap.
-    #[target_feature(enable = "avx512f")]
-    #[allow(clippy::needless_range_loop, reason = "indices into several arrays, unrolled by the compiler")]
-    unsafe fn fold_rows<const FOLD: u8, const KH: usize, const S: usize, const R: usize>(
+    /// As [`fold_rows`], on a processor with AVX-512.
+    #[target_feature(enable = "avx2,fma,avx512f")]
+    unsafe fn avx512<const FOLD: u8, const KH: usize, const S: usize, const R: usize>(
         s: &Sizes,
         x: *const f32,
         w: *const f32,
         start: f32,
         y: *mut f32,
     ) {
-        const { assert!(R * S <= 14 && KH <= 7) };
+        // SAFETY: the caller's promise.
+        unsafe { fold_rows::<__m512, FOLD, KH, S, R>(s, x, w, start, y) }
+    }
+
+    /// # Safety
+    /// As [`fold_rows`], on a processor with AVX2.
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn avx2<const FOLD: u8, const KH: usize, const S: usize, const R: usize>(
+        s: &Sizes,
+        x: *const f32,
+        w: *const f32,
+        start: f32,
+        y: *mut f32,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { fold_rows::<__m256, FOLD, KH, S, R>(s, x, w, start, y) }
+    }
+
+    /// Folds windows of `KH` rows with stride `S`, `R` rows of output at once.
+    ///
+    /// # Safety
+    /// On a processor with the vectors `V`. `x` holds the input's rows, `y` the output's, and `w` a weight for each tap.
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "indices into several arrays, unrolled by the compiler")]
+    unsafe fn fold_rows<V: Lanes, const FOLD: u8, const KH: usize, const S: usize, const R: usize>(
+        s: &Sizes,
+        x: *const f32,
+        w: *const f32,
+        start: f32,
+        y: *mut f32,
+    ) {
+        const { assert!((R - 1) * S + KH <= 20) };
         let ([ih, iw], [oh, ow], kw) = (s.input, s.output, s.kernel[1]);
-        let even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-        let neutral = _mm512_set1_ps(if FOLD == MAX { f32::NEG_INFINITY } else { 0.0 });
-        let n_in = (R - 1) * S + KH;
-        for oy in (0..oh).step_by(R) {
-            // For each row of input, its first element and whether it is there.
-            let mut rows = [(x, 0 as __mmask16); 20];
-            for i in 0..n_in {
-                let iy = (oy * S + i) as isize - s.begin[0] as isize;
-                if iy >= 0 && (iy as usize) < ih {
-                    rows[i] = (x.wrapping_add(iy as usize * iw), 0xffff);
+        let absent = if FOLD == MAX { LEAST.as_ptr() } else { ZEROS.as_ptr() };
+        // SAFETY: addresses are formed without reading; loads and stores are of rows that are there, in full vectors
+        // where a vector fits into the row and of the lanes inside the row elsewhere; a weight for each tap.
+        unsafe {
+            let neutral = V::splat(*absent);
+            let n_rows = (R - 1) * S + KH;
+            for oy in (0..oh).step_by(R) {
+                let top = (oy * S) as isize - s.begin[0] as isize;
+                let all_there = top >= 0 && top as usize + n_rows <= ih;
+                // The first element of each row of input that some of the R rows read, if it is there.
+                let mut rows = [None; 20];
+                for i in 0..n_rows {
+                    let iy = top + i as isize;
+                    rows[i] = (iy >= 0 && (iy as usize) < ih).then(|| x.wrapping_offset(iy * iw as isize));
                 }
-            }
-            for ox in (0..ow).step_by(LANES) {
-                let mut acc = [_mm512_set1_ps(start); R];
-                for kx in 0..kw {
-                    let first = (ox * S + kx * s.dilation[1]) as isize - s.begin[1] as isize;
-                    let (low, high) = (lanes(first, iw), lanes(first + LANES as isize, iw));
-                    let mut v = [neutral; 20];
-                    for i in 0..n_in {
-                        let (row, there) = rows[i];
-                        let at = row.wrapping_offset(first);
-                        // SAFETY: the masks select elements of a row of the input only; others are not read.
-                        unsafe {
-                            v[i] = if S == 1 {
-                                _mm512_mask_loadu_ps(neutral, low & there, at)
-                            } else {
-                                let a = _mm512_mask_loadu_ps(neutral, low & there, at);
-                                let b = _mm512_mask_loadu_ps(neutral, high & there, at.wrapping_add(LANES));
-                                _mm512_permutex2var_ps(a, even, b)
-                            };
+                for block in 0..ow.div_ceil(V::N) {
+                    // The last vector of a row overlaps the one before it instead of leaving lanes unused: stores of
+                    // some lanes are slow on many processors.
+                    let ox = (block * V::N).min(ow.saturating_sub(V::N));
+                    let left = (ox * S) as isize - s.begin[1] as isize;
+                    let is_inside = left >= 0 && left as usize + (kw - 1) * s.dilation[1] + S * V::N <= iw;
+                    let mut acc = [V::splat(start); R];
+                    for kx in 0..kw {
+                        let first = left + (kx * s.dilation[1]) as isize;
+                        let mut v = [neutral; 20];
+                        if is_inside && all_there {
+                            let at = x.wrapping_offset(top * iw as isize + first);
+                            for i in 0..(R - 1) * S + KH {
+                                v[i] = V::load(at.wrapping_add(i * iw));
+                                if S == 2 {
+                                    v[i] = v[i].evens(V::load(at.wrapping_add(i * iw + V::N)));
+                                }
+                            }
+                        } else {
+                            let (low, high) = (V::mask(first, iw), V::mask(first + V::N as isize, iw));
+                            for i in 0..(R - 1) * S + KH {
+                                let at = rows[i].map_or(absent, |r| r.wrapping_offset(first));
+                                v[i] = V::load_some(low, at, neutral);
+                                if S == 2 {
+                                    v[i] = v[i].evens(V::load_some(high, at.wrapping_add(V::N), neutral));
+                                }
+                            }
                         }
-                    }
-                    let mut weights = [neutral; KH];
-                    if FOLD == WEIGHTED {
-                        for ky in 0..KH {
-                            // SAFETY: a weight for each tap.
-                            weights[ky] = _mm512_set1_ps(unsafe { *w.add(ky * kw + kx) });
+                        let mut weights = [neutral; KH];
+                        if FOLD == WEIGHTED {
+                            for ky in 0..KH {
+                                weights[ky] = V::splat(*w.add(ky * kw + kx));
+                            }
+                        }
+                        for r in 0..R {
+                            for ky in 0..KH {
+                                let v = v[r * S + ky];
+                                acc[r] = match FOLD {
+                                    WEIGHTED => v.mul_add(weights[ky], acc[r]),
+                                    MAX => v.max(acc[r]),
+                                    _ => v.add(acc[r]),
+                                };
+                            }
                         }
                     }
                     for r in 0..R {
-                        for ky in 0..KH {
-                            let v = v[r * S + ky];
-                            acc[r] = match FOLD {
-                                WEIGHTED => _mm512_fmadd_ps(v, weights[ky], acc[r]),
-                                // The second operand stays when one is a NaN.
-                                MAX => _mm512_max_ps(v, acc[r]),
-                                _ => _mm512_add_ps(v, acc[r]),
-                            };
+                        if oy + r < oh {
+                            let at = (oy + r) * ow + ox;
+                            let acc = if S == 2 { acc[r].in_order() } else { acc[r] };
+                            // What a short row's vector writes beyond its end is the start of the next row, which
+                            // comes later.
+                            if at + V::N <= oh * ow {
+                                acc.store(y.add(at));
+                            } else {
+                                acc.store_some(V::mask(0, ow - ox), y.add(at));
+                            }
                         }
                     }
-                }
-                let mask = lanes(ox as isize, ow);
-                for r in 0..R.min(oh - oy) {
-                    // SAFETY: the mask selects elements of the output's row only.
-                    unsafe { _mm512_mask_storeu_ps(y.add((oy + r) * ow + ox), mask, acc[r]) };
                 }
             }
         }

@@ -52,6 +52,8 @@ pub mod conv_transpose;
 mod depthwise;
 pub mod gemm;
 pub mod integer;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
 pub mod math;
 pub mod micro;
 pub mod plain;

@@ -5,7 +5,7 @@
 //! Quantized: `Relu` bounds its input; `Sigmoid` and `Tanh` have fixed output ranges; `LeakyRelu` an observed one.
 //! Errors: another element type; an unknown `approximate`.
 
-use super::elementwise::{UNARY, each, map, map_tensor, scalars, wrong_type};
+use super::elementwise::{UNARY, each, map, map_taken, scalars, wrong_type};
 use super::{Call, Item, OpDef, OpDomain, OutputRange, QuantRule, Slots};
 use crate::error::{Result, bail};
 use crate::kernels::math;
@@ -104,7 +104,7 @@ fn relu(call: &mut Call<'_>) -> Result<Vec<Item>> {
         Data::I32(b) => each(b, |x| x.max(0)),
         Data::I64(b) => each(b, |x| x.max(0)),
         Data::F16(_) | Data::BF16(_) | Data::F32(_) | Data::F64(_) => {
-            return Ok(map_tensor(t, call.threads, Relu {})?.into());
+            return map_taken(call, t, Relu {});
         }
         _ => return wrong_type(0, t.dtype(), "a float or signed integer type"),
     }
@@ -127,7 +127,7 @@ fn shrink(call: &mut Call<'_>) -> Result<Vec<Item>> {
         let v = v.into_iter().map(|x| super::elementwise::Scalar::f64(f, x)).collect();
         return Ok(crate::tensor::cast::from_f64s(t.dtype(), t.shape(), v)?.into());
     }
-    Ok(map_tensor(t, call.threads, Shrink { lambd, bias })?.into())
+    map_taken(call, t, Shrink { lambd, bias })
 }
 
 fn thresholded_relu(call: &mut Call<'_>) -> Result<Vec<Item>> {

@@ -7,8 +7,10 @@
 //! Errors: other or different element types; shapes that do not broadcast; an integer division by 0.
 
 use super::elementwise::{
-    KEEP, infer_broadcast, infer_same_dtype, is_half, same_dtype, work_type, wrong_type, zip, zip_either, zip_in_place,
+    KEEP, infer_broadcast, infer_same_dtype, is_half, same_dtype, trace_zip, work_type, wrong_type, zip,
+    zip_either_then, zip_in_place, zip_in_place_then,
 };
+use super::pointwise::Trace;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, OutputRange, QuantRule, Slots};
 use crate::error::{Result, bail, ensure};
 use crate::ir::{Dim, sym};
@@ -66,12 +68,19 @@ macro_rules! arithmetic {
         let dtype = same_dtype($call)?;
         let work = work_type(dtype);
         let (a, b, threads) = ($call.take(0)?, $call.take(1)?, $call.threads);
+        if let (Some(trace), DType::F32) = ($call.fusion.trace, dtype) {
+            return trace_zip(trace, &a, &b, $float);
+        }
         let (a, b) = if work == dtype { (a, b) } else { (cast(&a, work, true)?, cast(&b, work, true)?) };
         let c = match work {
-            DType::F32 => $zip::<f32>(a, b, threads, $float)?,
-            DType::F64 => $zip::<f64>(a, b, threads, $float)?,
-            DType::I64 => $zip::<i64>(a, b, threads, $int)?,
-            DType::U64 => $zip::<u64>(a, b, threads, $int)?,
+            DType::F32 => {
+                let rank = a.rank().max(b.rank());
+                let epilogue = if dtype == DType::F32 { $call.epilogue(rank) } else { None };
+                $zip::<f32>(a, b, threads, $float, &|v| epilogue.into_iter().for_each(|e| e.apply(v)))?
+            }
+            DType::F64 => $zip::<f64>(a, b, threads, $float, &|_| {})?,
+            DType::I64 => $zip::<i64>(a, b, threads, $int, &|_| {})?,
+            DType::U64 => $zip::<u64>(a, b, threads, $int, &|_| {})?,
             d => return wrong_type(0, d, "a number type"),
         };
         Ok(cast(&c, dtype, true)?.into())
@@ -79,22 +88,22 @@ macro_rules! arithmetic {
 }
 
 fn add(call: &mut Call<'_>) -> Result<Vec<Item>> {
-    arithmetic!(call, zip_either, |a, b| a + b, |a, b| a.wrapping_add(b))
+    arithmetic!(call, zip_either_then, |a, b| a + b, |a, b| a.wrapping_add(b))
 }
 
 fn sub(call: &mut Call<'_>) -> Result<Vec<Item>> {
-    arithmetic!(call, zip_in_place, |a, b| a - b, |a, b| a.wrapping_sub(b))
+    arithmetic!(call, zip_in_place_then, |a, b| a - b, |a, b| a.wrapping_sub(b))
 }
 
 fn mul(call: &mut Call<'_>) -> Result<Vec<Item>> {
-    arithmetic!(call, zip_either, |a, b| a * b, |a, b| a.wrapping_mul(b))
+    arithmetic!(call, zip_either_then, |a, b| a * b, |a, b| a.wrapping_mul(b))
 }
 
 /// Integers are truncated towards zero.
 fn div(call: &mut Call<'_>) -> Result<Vec<Item>> {
     no_zero_divisor(call.input(1)?)?;
     // A divisor of 0 was refused; `checked_div` is `None` for the overflowing `MIN / -1` too, which wraps.
-    arithmetic!(call, zip_in_place, |a, b| a / b, |a, b| a.checked_div(b).unwrap_or(a))
+    arithmetic!(call, zip_in_place_then, |a, b| a / b, |a, b| a.checked_div(b).unwrap_or(a))
 }
 
 fn no_zero_divisor(b: &Tensor) -> Result<()> {
@@ -108,11 +117,11 @@ fn no_zero_divisor(b: &Tensor) -> Result<()> {
 fn modulo(call: &mut Call<'_>) -> Result<Vec<Item>> {
     no_zero_divisor(call.input(1)?)?;
     if call.flag("fmod", false) {
-        return arithmetic!(call, zip_in_place, |a, b| a % b, |a, b| a.checked_rem(b).unwrap_or(a));
+        return arithmetic!(call, zip_in_place_then, |a, b| a % b, |a, b| a.checked_rem(b).unwrap_or(a));
     }
     arithmetic!(
         call,
-        zip_in_place,
+        zip_in_place_then,
         |a, b| {
             let r = a % b;
             if r != 0.0 && (r < 0.0) != (b < 0.0) { r + b } else { r }
@@ -138,6 +147,9 @@ fn infer_pow(ctx: &mut InferCtx<'_>) -> Result<()> {
 fn pow(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let (a, b, threads) = (call.take(0)?, call.take(1)?, call.threads);
     let dtype = a.dtype();
+    if let (Some(trace), DType::F32, 1) = (call.fusion.trace, dtype, b.len()) {
+        return trace_pow(trace, &a, b.to_f64()? as f32, b.rank());
+    }
     let c = match dtype {
         DType::F32 | DType::F16 | DType::BF16 => {
             let a = cast(&a, DType::F32, true)?;
@@ -161,14 +173,30 @@ fn pow(call: &mut Call<'_>) -> Result<Vec<Item>> {
     Ok(c.into())
 }
 
+/// Records the frequent powers; others cost so much that a pass over memory of their own does not matter.
+fn trace_pow(trace: &Trace, a: &Tensor, y: f32, rank: usize) -> Result<Vec<Item>> {
+    let zero = Tensor::of(&vec![1; rank], vec![0.0f32]);
+    if y == 2.0 {
+        trace_zip(trace, a, &zero, |x, _| x * x)
+    } else if y == 0.5 {
+        trace_zip(trace, a, &zero, square_root)
+    } else {
+        Ok(Vec::new())
+    }
+}
+
+/// Not quite a square root: +0 for -0 and infinity for -infinity.
+fn square_root(x: f32, _: f32) -> f32 {
+    if x == f32::NEG_INFINITY { -x } else { x.sqrt() + 0.0 }
+}
+
 /// One exponent for all: the frequent ones without a call of `powf`.
 fn pow_by(a: Tensor, y: f32, threads: usize) -> Result<Tensor> {
     let zero = Tensor::scalar(0.0f32);
     if y == 2.0 {
         zip_in_place::<f32>(a, zero, threads, |x, _| x * x)
     } else if y == 0.5 {
-        // Not quite a square root: +0 for -0 and infinity for -infinity.
-        zip_in_place::<f32>(a, zero, threads, |x, _| if x == f32::NEG_INFINITY { -x } else { x.sqrt() + 0.0 })
+        zip_in_place::<f32>(a, zero, threads, square_root)
     } else if y == -1.0 {
         zip_in_place::<f32>(a, zero, threads, |x, _| 1.0 / x)
     } else if y == 1.0 {
@@ -221,11 +249,12 @@ fn prelu(call: &mut Call<'_>) -> Result<Vec<Item>> {
         // Never negative.
         DType::U32 | DType::U64 => Ok(call.take(0)?.into()),
         DType::F32 | DType::F64 | DType::F16 | DType::BF16 | DType::I32 | DType::I64 => {
-            arithmetic!(call, zip_in_place, |x, s| if x < 0.0 { x * s } else { x }, |x, s| if x < Default::default() {
-                x.wrapping_mul(s)
-            } else {
-                x
-            })
+            arithmetic!(
+                call,
+                zip_in_place_then,
+                |x, s| if x < 0.0 { x * s } else { x },
+                |x, s| if x < Default::default() { x.wrapping_mul(s) } else { x }
+            )
         }
         d => wrong_type(0, d, "a float type or an integer type of 32 or 64 bits"),
     }

@@ -1,8 +1,10 @@
 //! What an operator sees when it is evaluated.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::sync::{Arc, OnceLock};
 
+use super::pointwise::{Pointwise, Trace};
 use crate::error::{Context, Result, anyhow, bail};
 use crate::ir::{Attr, Attrs, GraphId, TensorRef, ValueType};
 use crate::tensor::{DType, Tensor};
@@ -102,9 +104,21 @@ pub struct Call<'a> {
     pub bodies: &'a dyn Bodies,
     /// State that is shared between runs.
     pub shared: &'a Shared,
+    /// What is fused with this step.
+    pub fusion: Fusion<'a>,
 }
 
-impl Call<'_> {
+/// How a step is fused with the elementwise ones behind it; see [`super::pointwise`].
+#[derive(Default)]
+pub struct Fusion<'a> {
+    /// What is to be done with each element of the only output. An operator that takes it does so; otherwise the
+    /// interpreter does it afterwards.
+    pub epilogue: Cell<Option<&'a Pointwise>>,
+    /// Where an elementwise operator records what it would do, instead of doing it.
+    pub trace: Option<&'a Trace>,
+}
+
+impl<'a> Call<'a> {
     /// An input item.
     ///
     /// # Errors
@@ -163,6 +177,14 @@ impl Call<'_> {
     /// The slot is empty, holds no tensor, or one that is not of integers.
     pub fn ints(&self, slot: usize) -> Result<Vec<i64>> {
         self.input(slot)?.to_i64s().with_context(|| format!("input {slot}"))
+    }
+
+    /// Takes over what is to be done with each element of the output, a tensor of 32-bit floats of this rank.
+    #[must_use]
+    pub fn epilogue(&self, rank: usize) -> Option<&'a Pointwise> {
+        let offered = self.fusion.epilogue.get().filter(|e| e.fits(rank))?;
+        self.fusion.epilogue.set(None);
+        Some(offered)
     }
 
     /// The number of input slots.
@@ -305,6 +327,7 @@ pub fn evaluate(
         seed: 0,
         bodies: &NoBodies,
         shared: &Shared::new(),
+        fusion: Fusion::default(),
     };
     (def.eval)(&mut call)?.into_iter().map(Item::into_tensor).collect()
 }

@@ -96,7 +96,7 @@ fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let mut y = if length == 0 || c == 0 {
         Tensor::zeros(dtype, &[n, c, length])?
     } else {
-        convolve(call, dtype, &g, &both, w, bias)?
+        convolve(call, dtype, &g, &both, w, bias, None)?
     };
     if activation {
         y = if dtype == DType::F64 {

@@ -8,11 +8,12 @@
 //! a window that does not fit.
 
 use super::floats::{FLOATS, from_f32s, same_dtype};
+use super::pointwise::Pointwise;
 use super::window::{Window, sizes};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule, WeightAxis};
 use crate::error::{Result, bail, ensure};
 use crate::ir::{Attrs, Dim};
-use crate::kernels::conv::{Filters, Geometry, conv};
+use crate::kernels::conv::{Filters, Geometry, Then, conv_then};
 use crate::kernels::plain;
 use crate::tensor::{DType, Tensor, buffer};
 
@@ -130,7 +131,8 @@ fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
     if let Some(b) = b {
         ensure!(b.shape() == [g.filters], "input 2 (B) has shape {:?}, expected [{}]", b.shape(), g.filters);
     }
-    Ok(vec![convolve(call, dtype, &g, x, w, b)?.into()])
+    let epilogue = if dtype == DType::F32 { call.epilogue(x.rank()) } else { None };
+    Ok(vec![convolve(call, dtype, &g, x, w, b, epilogue)?.into()])
 }
 
 /// The output's shape.
@@ -138,7 +140,8 @@ pub(super) fn output_shape(g: &Geometry) -> Vec<usize> {
     [&[g.batch, g.filters], g.output.as_slice()].concat()
 }
 
-/// The convolution of `x` with `w`, plus `b`, all of `dtype`. Packs the weight once when it is a constant input 1.
+/// The convolution of `x` with `w`, plus `b`, all of `dtype`, and of 32-bit floats what the epilogue makes of it. Packs
+/// the weight once when it is a constant input 1.
 ///
 /// # Errors
 /// The output does not fit into memory.
@@ -149,6 +152,7 @@ pub(super) fn convolve(
     x: &Tensor,
     w: &Tensor,
     b: Option<&Tensor>,
+    epilogue: Option<&Pointwise>,
 ) -> Result<Tensor> {
     let shape = output_shape(g);
     let n = crate::tensor::count(&shape)?;
@@ -173,7 +177,9 @@ pub(super) fn convolve(
     };
     let b = b.map(Tensor::to_f32s).transpose()?;
     let mut y = buffer(n);
-    conv(call.threads, g, &x.to_f32s()?, filters, b.as_deref(), &mut y);
+    let then = |v: &mut [f32]| epilogue.into_iter().for_each(|e| e.apply(v));
+    let then: Then<'_> = if epilogue.is_some() { Some(&then) } else { None };
+    conv_then(call.threads, g, &x.to_f32s()?, filters, b.as_deref(), &mut y, then);
     from_f32s(dtype, &shape, y)
 }
 

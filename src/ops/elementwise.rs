@@ -1,5 +1,6 @@
 //! What elementwise operators share: maps and broadcasting zips, in place where the operand is no longer needed.
 
+use super::pointwise::{Function, Trace, Traced};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, anyhow, bail, ensure};
 use crate::kernels::for_each_chunk;
@@ -107,11 +108,10 @@ pub(super) fn map_tensor<F: Scalar>(mut t: Tensor, threads: usize, f: F) -> Resu
                 return Tensor::new(t.shape(), out);
             }
             // Piece by piece, so that what was copied is still in the cache.
-            let mut out = Vec::with_capacity(src.len());
-            for chunk in src.chunks(CHUNK) {
-                let start = out.len();
-                out.extend_from_slice(chunk);
-                map_f32s(&mut out[start..], 1, f);
+            let mut out = crate::tensor::buffer(src.len());
+            for (out, chunk) in out.chunks_mut(CHUNK).zip(src.chunks(CHUNK)) {
+                out.copy_from_slice(chunk);
+                map_f32s(out, 1, f);
             }
             Tensor::new(t.shape(), out)
         }
@@ -127,10 +127,39 @@ pub(super) fn map_tensor<F: Scalar>(mut t: Tensor, threads: usize, f: F) -> Resu
     }
 }
 
-/// Evaluates an operator that is a function of each float of input 0.
-pub(super) fn map<F: Scalar>(call: &mut Call<'_>, f: F) -> Result<Vec<Item>> {
+/// Evaluates, or records, an operator that is a function of each float of input 0.
+pub(super) fn map<F: Scalar + Send + 'static>(call: &mut Call<'_>, f: F) -> Result<Vec<Item>> {
     let x = call.take(0)?;
+    map_taken(call, x, f)
+}
+
+/// [`map`] for input 0 that was taken already.
+pub(super) fn map_taken<F: Scalar + Send + 'static>(call: &mut Call<'_>, x: Tensor, f: F) -> Result<Vec<Item>> {
+    if let (Some(trace), DType::F32) = (call.fusion.trace, x.dtype()) {
+        let function = Box::new(move |x: &mut [f32], _: &[f32]| map_f32s(x, 1, f));
+        return trace.record(Traced { function, operands: vec![0], rank: 0, dtype: DType::F32 });
+    }
     Ok(map_tensor(x, call.threads, f)?.into())
+}
+
+/// Records a function of the elements of inputs 0 and 1, of which those that stand for tensors are empty and those
+/// that are constant have one element.
+pub(super) fn trace_zip(
+    trace: &Trace,
+    a: &Tensor,
+    b: &Tensor,
+    f: impl Fn(f32, f32) -> f32 + Copy + Send + Sync + 'static,
+) -> Result<Vec<Item>> {
+    let (function, operands, rank): (Function, _, _) = match (a.slice::<f32>()?, b.slice::<f32>()?) {
+        ([], []) => (Box::new(move |x, y| simd::run(Assign { x, y, stride: 1, f })), vec![0, 1], 0),
+        ([], &[c]) => (Box::new(move |x, _| simd::run(Assign { x, y: &[c], stride: 0, f })), vec![0], b.rank()),
+        (&[c], []) => {
+            let turned = move |x, c| f(c, x);
+            (Box::new(move |x, _| simd::run(Assign { x, y: &[c], stride: 0, f: turned })), vec![1], a.rank())
+        }
+        _ => return Ok(Vec::new()),
+    };
+    trace.record(Traced { function, operands, rank, dtype: DType::F32 })
 }
 
 /// Whether the elements can be written without a copy.
@@ -299,10 +328,27 @@ pub(super) fn zip<T: Element, R: Element>(
 /// # Errors
 /// As [`zip`].
 pub(super) fn zip_in_place<T: Element + Copy>(
+    a: Tensor,
+    b: Tensor,
+    threads: usize,
+    f: impl Fn(T, T) -> T + Sync + Copy,
+) -> Result<Tensor> {
+    zip_in_place_then(a, b, threads, f, &|_| {})
+}
+
+/// What is done with stretches of a result while they are in the cache.
+pub(super) type Then<'a, T> = &'a (dyn Fn(&mut [T]) + Sync);
+
+/// [`zip_in_place`], and then `then` with the result.
+///
+/// # Errors
+/// As [`zip`].
+pub(super) fn zip_in_place_then<T: Element + Copy>(
     mut a: Tensor,
     b: Tensor,
     threads: usize,
     f: impl Fn(T, T) -> T + Sync + Copy,
+    then: Then<'_, T>,
 ) -> Result<Tensor> {
     let shape = broadcast(a.shape(), b.shape())?;
     let y = b.slice::<T>()?;
@@ -312,11 +358,14 @@ pub(super) fn zip_in_place<T: Element + Copy>(
             let (x, s) = part.of(x, x_shape);
             (Some(x), s)
         });
+        let mut done = 0;
         walk(&part.shape(), &x_shape, &y_shape, &mut |o, [ix, iy], n, [sx, sy]| {
             // Piece by piece, so that what is copied is still in the cache when it is worked on.
             for start in (0..n).step_by(CHUNK) {
                 let len = CHUNK.min(n - start);
-                let out = &mut out[o + start..o + start + len];
+                let end = o + start + len;
+                let all = &mut *out;
+                let out = &mut all[o + start..end];
                 match (x, sx) {
                     (None, _) => {}
                     (Some(x), 1) => out.copy_from_slice(&x[ix + start..ix + start + len]),
@@ -325,15 +374,25 @@ pub(super) fn zip_in_place<T: Element + Copy>(
                 }
                 let y = &y[iy + start * sy..];
                 let row = Assign { x: out, y: if sy == 1 { &y[..len] } else { y }, stride: sy, f };
-                if const { is_hot::<T>() } { simd::run(row) } else { row.run() }
+                if const { is_hot::<T>() } {
+                    simd::run(row)
+                } else {
+                    row.run()
+                }
+                // Rows come in their order.
+                if end - done >= CHUNK {
+                    then(&mut all[done..end]);
+                    done = end;
+                }
             }
         });
+        then(&mut out[done..]);
     };
     if a.shape() == shape.as_slice() && is_unique::<T>(&a) {
         for_each_part(threads, &shape, a.slice_mut::<T>()?, &|part, out| assign(part, out, None, &[]));
         return Ok(a);
     }
-    let mut out = vec![T::default(); crate::tensor::count(&shape)?];
+    let mut out = crate::tensor::buffer_of(crate::tensor::count(&shape)?);
     let x = a.slice::<T>()?;
     for_each_part(threads, &shape, &mut out, &|part, out| assign(part, out, Some(x), a.shape()));
     Tensor::new(&shape, out)
@@ -349,9 +408,24 @@ pub(super) fn zip_either<T: Element + Copy>(
     threads: usize,
     f: impl Fn(T, T) -> T + Sync + Copy,
 ) -> Result<Tensor> {
+    zip_either_then(a, b, threads, f, &|_| {})
+}
+
+/// [`zip_either`], and then `then` with the result.
+///
+/// # Errors
+/// As [`zip`].
+pub(super) fn zip_either_then<T: Element + Copy>(
+    a: Tensor,
+    b: Tensor,
+    threads: usize,
+    f: impl Fn(T, T) -> T + Sync + Copy,
+    then: Then<'_, T>,
+) -> Result<Tensor> {
     let shape = broadcast(a.shape(), b.shape())?;
     let fits = |t: &Tensor| t.shape() == shape.as_slice() && is_unique::<T>(t);
-    if fits(&b) && !fits(&a) { zip_in_place(b, a, threads, f) } else { zip_in_place(a, b, threads, f) }
+    let (a, b) = if fits(&b) && !fits(&a) { (b, a) } else { (a, b) };
+    zip_in_place_then(a, b, threads, f, then)
 }
 
 /// Whether a loop over `T` is compiled for wide vectors: for the one type that models compute with. The others are

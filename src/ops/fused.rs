@@ -115,7 +115,7 @@ fn conv(call: &mut Call<'_>) -> Result<Vec<Item>> {
     }
     let parameters = call.attrs.floats("activation_params").unwrap_or_default();
     let activation = Activation::new(call.attrs, |i| parameters.get(i).copied())?;
-    let mut y = convolve(call, dtype, &g, x, w, b)?;
+    let mut y = convolve(call, dtype, &g, x, w, b, None)?;
     if let Some(z) = z {
         let shape = output_shape(&g);
         ensure!(z.shape() == shape, "input 3 (Z) has shape {:?}, expected {shape:?} as the output", z.shape());

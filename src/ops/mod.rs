@@ -13,6 +13,7 @@ mod elementwise;
 mod floats;
 mod infer_ctx;
 mod integers;
+pub mod pointwise;
 mod post_transform;
 pub mod quant_rule;
 #[cfg(test)]
@@ -23,7 +24,7 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 pub(crate) use call::axis as resolve_axis;
-pub use call::{Bodies, Call, Item, Shared, evaluate};
+pub use call::{Bodies, Call, Fusion, Item, Shared, evaluate};
 pub(crate) use conv::geometry as conv_geometry;
 pub use infer_ctx::{InferBodies, InferCtx};
 pub use quant_rule::{OutputRange, QuantRule, Slots, WeightAxis};

@@ -171,6 +171,7 @@ fn inner(call: &Call<'_>, op: &str, opset: i64, inputs: Vec<Tensor>, attrs: &Att
         seed: call.seed,
         bodies: call.bodies,
         shared: &Shared::new(),
+        fusion: super::Fusion::default(),
     };
     let out = (def.eval)(&mut inner)?.into_iter().next().ok_or_else(|| anyhow!("{op} gave nothing"))?;
     out.into_tensor()

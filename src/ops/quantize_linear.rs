@@ -7,11 +7,12 @@
 //! Errors: a scale whose shape fits no granularity; a zero point of another type or shape.
 
 use super::elementwise::is_half;
+use super::pointwise::Traced;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule, call};
 use crate::error::{Result, bail, ensure};
 use crate::tensor::affine::{self, Params, Quantized};
 use crate::tensor::cast::cast;
-use crate::tensor::{DType, Data, Element, Tensor, minifloat};
+use crate::tensor::{DType, Data, Element, Tensor, buffer, minifloat};
 
 const QUANTIZE: OpDef = OpDef {
     name: "QuantizeLinear",
@@ -158,6 +159,14 @@ fn quantize(call: &mut Call<'_>) -> Result<Vec<Item>> {
         0 => call.input(1)?.dtype(),
         _ => call.dtype("precision", DType::F32)?,
     };
+    if let (Some(trace), DType::F32, [scale], Granularity::Tensor) = (call.fusion.trace, x.dtype(), &scale[..], over)
+        && !is_half(precision)
+        && let Some((lo, hi)) = to.int_range().filter(|_| to.bits() <= 16)
+    {
+        let (scale, zero_point, range) = (*scale, zero_points(call, 1)?[0], (lo as i32, hi as i32));
+        let function = move |x: &mut [f32], _: &[f32]| affine::round_slice(x, scale, zero_point, range);
+        return trace.record(Traced { function: Box::new(function), operands: vec![0], rank: 0, dtype: to });
+    }
     let mut x32 = cast(x, DType::F32, true)?;
     let mut scale = scale;
     if is_half(precision) {
@@ -227,7 +236,15 @@ fn dequantize(call: &mut Call<'_>) -> Result<Vec<Item>> {
     }
     let scale = scales(call)?;
     let over = granularity(call, x.shape(), call.input(1)?.shape())?;
-    let mut out = vec![0.0f32; x.len()];
+    if let (Some(trace), DType::F32, [scale], Granularity::Tensor) = (call.fusion.trace, to, &scale[..], over)
+        && x.dtype().is_integer()
+        && x.dtype().bits() <= 16
+    {
+        let (scale, zero_point) = (*scale, zero_points(call, 1)?[0]);
+        let function = move |x: &mut [f32], _: &[f32]| affine::scale_slice(x, scale, zero_point);
+        return trace.record(Traced { function: Box::new(function), operands: vec![0], rank: 0, dtype: to });
+    }
+    let mut out = buffer(x.len());
     if x.dtype().is_float() {
         ensure!(x.dtype().bits() <= 8, "input 0 has element type {}, expected a quantized type", x.dtype());
         // A zero point of a small float is 0 by definition.

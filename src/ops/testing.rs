@@ -101,6 +101,7 @@ impl Case {
             seed: 0,
             bodies: &NoBodies,
             shared: &super::Shared::new(),
+            fusion: super::Fusion::default(),
         };
         (def.eval)(&mut call)?.into_iter().map(Item::into_tensor).collect()
     }
@@ -188,6 +189,7 @@ pub(crate) fn call_items_with(
         seed: 0,
         bodies: &NoBodies,
         shared: &super::Shared::new(),
+        fusion: super::Fusion::default(),
     };
     (def.eval)(&mut call)
 }

@@ -6,7 +6,7 @@
 //! Quantized: no.
 //! Errors: another element type.
 
-use super::elementwise::{UNARY, each, map, map_tensor, scalars, wrong_type};
+use super::elementwise::{UNARY, each, map, map_taken, scalars, wrong_type};
 use super::{Call, Item, OpDef};
 use crate::error::Result;
 use crate::kernels::math;
@@ -80,7 +80,7 @@ macro_rules! with_integers {
             Data::Bool(_) | Data::Str(_) | Data::C64(_) | Data::C128(_) => {
                 return wrong_type(0, t.dtype(), "a number type");
             }
-            _ => return Ok(map_tensor(t, $call.threads, $scalar)?.into()),
+            _ => return map_taken($call, t, $scalar),
         }
         Ok(t.into())
     }};

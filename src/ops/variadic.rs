@@ -5,7 +5,9 @@
 //! T: `Max`, `Min`: every number type; `Sum`, `Mean`: floats. NaN wins in `Max` and `Min`.
 //! Quantized: `Max`, `Min` no; `Sum` and `Mean` with an observed output range.
 
-use super::elementwise::{KEEP, infer_broadcast, map_tensor, same_dtype, scalars, work_type, wrong_type, zip_either};
+use super::elementwise::{
+    KEEP, infer_broadcast, map_tensor, same_dtype, scalars, trace_zip, work_type, wrong_type, zip_either,
+};
 use super::{Arity, Call, Item, OpDef, OpDomain, OutputRange, QuantRule, Slots};
 use crate::error::{Result, bail};
 use crate::tensor::DType;
@@ -55,17 +57,34 @@ macro_rules! fold {
     }};
 }
 
+/// Records an operator with two inputs of 32-bit floats, when it is traced.
+fn trace(call: &Call<'_>, f: impl Fn(f32, f32) -> f32 + Copy + Send + Sync + 'static) -> Result<Option<Vec<Item>>> {
+    match (call.fusion.trace, call.n_inputs(), call.input(0)?.dtype()) {
+        (Some(trace), 2, DType::F32) => trace_zip(trace, call.input(0)?, call.input(1)?, f).map(Some),
+        _ => Ok(None),
+    }
+}
+
 fn max(call: &mut Call<'_>) -> Result<Vec<Item>> {
+    if let Some(traced) = trace(call, |a, b| if a > b || a.is_nan() { a } else { b })? {
+        return Ok(traced);
+    }
     let (t, dtype) = fold!(call, |a, b| if a > b || a.is_nan() { a } else { b }, |a, b| a.max(b), true);
     Ok(cast(&t, dtype, true)?.into())
 }
 
 fn min(call: &mut Call<'_>) -> Result<Vec<Item>> {
+    if let Some(traced) = trace(call, |a, b| if a < b || a.is_nan() { a } else { b })? {
+        return Ok(traced);
+    }
     let (t, dtype) = fold!(call, |a, b| if a < b || a.is_nan() { a } else { b }, |a, b| a.min(b), true);
     Ok(cast(&t, dtype, true)?.into())
 }
 
 fn sum(call: &mut Call<'_>) -> Result<Vec<Item>> {
+    if let Some(traced) = trace(call, |a, b| a + b)? {
+        return Ok(traced);
+    }
     let (t, dtype) = fold!(call, |a, b| a + b, |a, _| a, false);
     Ok(cast(&t, dtype, true)?.into())
 }

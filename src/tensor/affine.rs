@@ -110,6 +110,53 @@ pub fn quantize_slice<T: Quantized>(x: &[f32], p: Params<'_>, out: &mut [T]) {
     simd::run(Quantize { x, p, out });
 }
 
+struct Round<'a> {
+    x: &'a mut [f32],
+    scale: f32,
+    zero_point: f32,
+    range: (f32, f32),
+}
+
+impl Kernel for Round<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let Round { x, scale, zero_point, range: (lo, hi) } = self;
+        for x in x {
+            let q = (*x / scale).round_ties_even() + zero_point;
+            // Written so that a NaN gives `lo`.
+            let q = if q > lo { q } else { lo };
+            *x = if q < hi { q } else { hi };
+        }
+    }
+}
+
+/// [`quantize_one`] of each element, which stays a float. The range has at most 16 bits.
+pub fn round_slice(x: &mut [f32], scale: f32, zero_point: i32, range: (i32, i32)) {
+    simd::run(Round { x, scale, zero_point: zero_point as f32, range: (range.0 as f32, range.1 as f32) });
+}
+
+struct Scale<'a> {
+    q: &'a mut [f32],
+    scale: f32,
+    zero_point: f32,
+}
+
+impl Kernel for Scale<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        for q in self.q {
+            *q = (*q - self.zero_point) * self.scale;
+        }
+    }
+}
+
+/// [`dequantize_one`] of each integer of at most 16 bits, which is given as a float.
+pub fn scale_slice(q: &mut [f32], scale: f32, zero_point: i32) {
+    simd::run(Scale { q, scale, zero_point: zero_point as f32 });
+}
+
 struct Dequantize<'a, T> {
     q: &'a [T],
     p: Params<'a>,
@@ -168,6 +215,12 @@ mod tests {
                 assert_eq!(q, quantize_one(x, scale, zero_point, lo, hi), "{x}");
                 assert_eq!(y.to_bits(), dequantize_one(q, scale, zero_point).to_bits(), "{q}");
             }
+            let mut fake = x.clone();
+            round_slice(&mut fake, scale, zero_point, (lo, hi));
+            assert!(fake.iter().zip(&q).all(|(&f, &q)| f == q as f32));
+            scale_slice(&mut fake, scale, zero_point);
+            // Only the sign of a zero may differ: an integer has none.
+            assert!(fake.iter().zip(&y).all(|(f, y)| f == y));
             let scales = vec![scale; x.len()];
             let zero_points = vec![zero_point; x.len()];
             let mut each = vec![0i32; x.len()];

@@ -25,7 +25,7 @@ use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use num_complex::Complex;
 
 pub use dtype::DType;
-pub use recycle::{buffer, keep};
+pub use recycle::{buffer, buffer_of, keep};
 
 use crate::error::{Result, anyhow, bail, ensure};
 

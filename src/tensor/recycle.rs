@@ -36,6 +36,21 @@ pub fn buffer(n: usize) -> Vec<f32> {
     vec![0.0; n]
 }
 
+/// [`buffer`] for elements of any type; those that are no 32-bit floats are default ones.
+#[must_use]
+pub fn buffer_of<T: Clone + Default + 'static>(n: usize) -> Vec<T> {
+    if std::any::TypeId::of::<T>() == std::any::TypeId::of::<f32>() {
+        let mut v: Option<Vec<T>> = None;
+        if let Some(slot) = (&mut v as &mut dyn Any).downcast_mut::<Option<Vec<f32>>>() {
+            *slot = Some(buffer(n));
+        }
+        if let Some(v) = v {
+            return v;
+        }
+    }
+    vec![T::default(); n]
+}
+
 /// Keeps a buffer for later, if it is one of 32-bit floats and worth it.
 pub(super) fn recycle<T: 'static>(v: &mut Vec<T>) {
     if let Some(v) = (v as &mut dyn Any).downcast_mut::<Vec<f32>>() {

@@ -8,6 +8,7 @@
 
 mod compile;
 mod fuse;
+pub mod reverse;
 mod run;
 
 use crate::error::Result;

@@ -16,6 +16,7 @@ mod integers;
 pub mod pointwise;
 mod post_transform;
 pub mod quant_rule;
+pub mod reverse;
 #[cfg(test)]
 pub(crate) mod testing;
 mod window;
@@ -28,6 +29,7 @@ pub use call::{Bodies, Call, Fusion, Item, Shared, evaluate};
 pub(crate) use conv::geometry as conv_geometry;
 pub use infer_ctx::{InferBodies, InferCtx};
 pub use quant_rule::{OutputRange, QuantRule, Slots, WeightAxis};
+pub use reverse::{Back, Gradients, reverse_rule};
 
 use crate::error::Result;
 use crate::ir::Domain;

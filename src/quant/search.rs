@@ -139,7 +139,7 @@ pub fn choose(
         let places = equalize::candidates(&variant.model, &plan);
         let stats = channels::gather(&variant.model, &places, &fit, CHANNEL_SAMPLES)?;
         let mut model = variant.model.clone();
-        let done = equalize::equalize(&mut model, &plan, &stats)?;
+        let done = equalize::equalize(&mut model, &plan, &stats, None)?;
         if !done.is_empty() {
             let other = Variant::new(model, config, excluded, &fit, progress, sink)?;
             let other_plan = other.solver(config).plan(excluded)?;

@@ -56,3 +56,6 @@ impl What {
         (before > after).then_some(What { node, gain_db })
     }
 }
+
+#[cfg(test)]
+mod tests;

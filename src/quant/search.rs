@@ -235,7 +235,7 @@ impl Search<'_> {
         let places = equalize::candidates(&variant.model, plan);
         let stats = channels::gather(&variant.model, &places, &self.fit, CHANNEL_SAMPLES)?;
         let mut model = variant.model.clone();
-        let done = equalize::equalize(&mut model, plan, &stats)?;
+        let done = equalize::equalize(&mut model, plan, &stats, None)?;
         if done.is_empty() {
             return Ok(None);
         }

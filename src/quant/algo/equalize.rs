@@ -3,28 +3,33 @@
 //!
 //! Papers: Nagel et al. 2019, *Data-Free Quantization Through Weight Equalization and Bias Correction* (cross-layer
 //! equalization); Xiao et al. 2023, *SmoothQuant*. Both scale channel `c` of a tensor by `s_c` where it is made and by
-//! `1/s_c` in the weights that read it. They differ in where the factor goes: here into the weights that make the tensor
-//! (also through `Relu`, `LeakyRelu` and `Clip`), else, before `MatMul` and `Gemm`, into an added `Mul` that costs
-//! little beside them. The strength is chosen for each tensor by predicted noise at its readers' outputs:
+//! `1/s_c` in the weights that read it. They differ in where the factor goes on the making side: into a weight, into the
+//! scale and shift of a normalization, or any other constant that [`super::fold`] finds; else, before `MatMul` and `Gemm`,
+//! into an added `Mul` that costs little beside them.
 //!
-//! `noise = step(x)²/12 · Σ W'² + Σ_o step(W'_o)²/12 · Σ_c E[x'_c²]`
+//! With `s_c = (R / r_c)^α` for the channel's largest magnitude `r_c` and `R = max r_c`, the strength `α` is chosen for each
+//! tensor by the noise at its readers' outputs: measured on rows of what they read ([`super::moments::rows`]), each
+//! quantized and multiplied with the quantized weight, or, without rows, predicted as
 //!
-//! where `x'_c = s_c x_c`, `W'_c = W_c / s_c` and `s_c = (R / r_c)^α` for the channel's largest magnitude `r_c`, `R = max r_c`.
+//! `noise = step(x)²/12 · Σ W'² + Σ_o step(W'_o)²/12 · Σ_c E[x'_c²]` with `x'_c = s_c x_c` and `W'_c = W_c / s_c`.
 
 use std::collections::BTreeMap;
 
 use super::channels::{Axis, Channels};
+use super::fold::{self, Fold};
 use super::layout::Layout;
+use super::matrix::Matrix;
+use super::moments::Rows;
 use crate::error::Result;
 use crate::ir::{GraphId, Model, Names, Node, NodeId, ValueId};
-use crate::ops::{QuantRule, lookup};
-use crate::quant::annotate::constant;
+use crate::kernels::gemm::{Init, PackedB, gemm};
+use crate::quant::params::{QParams, Range};
 use crate::quant::plan::{Decision, Place, QuantPlan};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor, affine};
 
 /// Strengths that are tried.
 const ALPHAS: [f32; 8] = [0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0];
-/// Predicted gain below which a tensor is left alone, in dB.
+/// Gain below which a tensor is left alone, in dB.
 const LEAST_GAIN_DB: f64 = 0.5;
 /// Gain below which no `Mul` is added, in dB.
 const LEAST_GAIN_FOR_MUL_DB: f64 = 2.0;
@@ -32,6 +37,12 @@ const LEAST_GAIN_FOR_MUL_DB: f64 = 2.0;
 const LEAST_OUTPUTS_FOR_MUL: usize = 64;
 /// Room above the largest value seen that is left below the upper bound of a `Clip`.
 const CLIP_ROOM: f32 = 1.25;
+/// Largest integer of a weight, for the estimates: symmetric int8 per channel.
+const WEIGHT_MAX: f32 = 127.0;
+/// Output channels of a reader that noise is measured at, spread evenly.
+const MEASURED_OUTPUTS: usize = 96;
+/// Rows that noise is measured on: what is worth to be gathered for [`equalize`].
+pub const MEASURED_ROWS: usize = 192;
 
 /// What was done to one tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,26 +51,22 @@ pub struct Equalized {
     pub tensor: String,
     /// Strength.
     pub alpha: f32,
-    /// Predicted gain at the readers' outputs, in dB.
+    /// Gain at the readers' outputs, in dB, as measured on the rows or predicted.
     pub gain_db: f64,
-    /// Whether a `Mul` was added, since no weight makes the tensor.
+    /// Whether a `Mul` was added, since no constant on the making side can take the factor.
     pub added_mul: bool,
 }
 
 /// A weighted node that reads the tensor.
 struct Reader {
     node: NodeId,
-    slot: usize,
-    weight: ValueId,
-    data: Vec<f32>,
-    shape: Vec<usize>,
-    layout: Layout,
+    weight: Matrix,
 }
 
 /// Where the factor goes on the making side.
 enum Maker {
-    /// Into the weight and bias of this node.
-    Weight { node: NodeId, weight: ValueId, bias: Option<(usize, ValueId)>, layout: Layout },
+    /// Into constants that are there.
+    Fold(Fold),
     /// Into a `Mul` of its own.
     Mul,
 }
@@ -70,41 +77,57 @@ pub fn candidates(model: &Model, plan: &QuantPlan) -> BTreeMap<Place, Axis> {
     let mut out = BTreeMap::new();
     for &(id, v) in plan.tensors.keys() {
         if let Some(readers) = readers(model, plan, id, v)
-            && let Some(first) = readers.first()
+            && maker(model, plan, id, v, &readers).is_some()
         {
-            let axis = if matches!(first.layout, Layout::Conv { .. }) { Axis::Second } else { Axis::Last };
-            out.insert((id, v), axis);
+            out.insert((id, v), axis(&readers[0]));
         }
     }
     out
 }
 
-/// Equalizes every tensor of the plan where that is predicted to help, and says what was done. Edits the float model:
-/// weights are replaced by new initializers, shared ones are not touched.
+/// Equalizes every tensor of the plan where that helps, and says what was done. Edits the float model: constants are
+/// replaced by new initializers, shared ones are not touched. `rows` are those of the float model.
 ///
 /// # Errors
 /// A stored tensor cannot be read.
-pub fn equalize(model: &mut Model, plan: &QuantPlan, channels: &BTreeMap<Place, Channels>) -> Result<Vec<Equalized>> {
+pub fn equalize(
+    model: &mut Model,
+    plan: &QuantPlan,
+    channels: &BTreeMap<Place, Channels>,
+    rows: Option<&Rows>,
+) -> Result<Vec<Equalized>> {
     let mut names = Names::of(model);
     let mut done = Vec::new();
     for (&(id, v), stats) in channels {
         let Some(readers) = readers(model, plan, id, v) else { continue };
-        let Some((maker, limit)) = maker(model, plan, id, v, &readers) else { continue };
-        let Some((alpha, factors, gain_db)) = choose(stats, &readers, limit) else { continue };
+        if readers.iter().any(|r| r.weight.channels() != stats.min.len()) {
+            continue;
+        }
+        let Some(maker) = maker(model, plan, id, v, &readers) else { continue };
+        let limit = if let Maker::Fold(f) = &maker { f.limit } else { None };
+        let Some((alpha, factors, gain_db)) = choose(stats, id, &readers, limit, rows) else { continue };
         let least = if matches!(maker, Maker::Mul) { LEAST_GAIN_FOR_MUL_DB } else { LEAST_GAIN_DB };
         if gain_db < least {
             continue;
         }
         let tensor = model.graph(id).value(v).name.clone();
-        let added_mul = matches!(maker, Maker::Mul);
-        apply(model, &mut names, id, v, maker, readers, &factors)?;
-        done.push(Equalized { tensor, alpha, gain_db, added_mul });
+        let nodes: Vec<NodeId> = readers.iter().map(|r| r.node).collect();
+        divide(model, &mut names, id, readers, &factors)?;
+        match &maker {
+            Maker::Fold(fold) => fold::apply(model, &mut names, id, fold, &factors)?,
+            Maker::Mul => add_mul(model, &mut names, id, v, &nodes, &factors)?,
+        }
+        done.push(Equalized { tensor, alpha, gain_db, added_mul: matches!(maker, Maker::Mul) });
     }
     Ok(done)
 }
 
-/// The weighted integer nodes that read the tensor; `None` when an integer reader is something else, or when a weight
-/// has another number of channels.
+fn axis(reader: &Reader) -> Axis {
+    if matches!(reader.weight.layout, Layout::Conv { .. }) { Axis::Second } else { Axis::Last }
+}
+
+/// The weighted integer nodes that read the tensor; `None` when an integer reader is something else, or when their
+/// channels lie along different axes.
 fn readers(model: &Model, plan: &QuantPlan, id: GraphId, v: ValueId) -> Option<Vec<Reader>> {
     let g = model.graph(id);
     let mut out: Vec<Reader> = Vec::new();
@@ -112,107 +135,56 @@ fn readers(model: &Model, plan: &QuantPlan, id: GraphId, v: ValueId) -> Option<V
         if plan.node((id, n)).is_none_or(|p| p.decision != Decision::Integer) {
             continue;
         }
-        let node = g.node(n);
-        let opset = model.opsets_in(id).iter().find(|(d, _)| *d == node.domain).map_or(1, |(_, v)| *v);
-        let Some(QuantRule::Weighted { data, weight, axis, .. }) =
-            lookup(&node.domain, &node.op_type, opset).map(|d| d.quant)
-        else {
-            return None;
-        };
-        if slot != data || node.attrs.int("transA").unwrap_or(0) != 0 {
+        let weight = Matrix::of(model, (id, n)).filter(|m| m.slots.data == slot)?;
+        let reader = Reader { node: n, weight };
+        if out.first().is_some_and(|r| axis(r) != axis(&reader) || r.weight.channels() != reader.weight.channels()) {
             return None;
         }
-        let w = g.input(n, weight)?;
-        let t = constant(model, id, w)?;
-        let layout = Layout::of(&node.attrs, axis, t.shape().len())?;
-        let data = t.get().ok()?.slice::<f32>().ok()?.to_vec();
-        let is_conv = |l: Layout| matches!(l, Layout::Conv { .. });
-        if out.first().is_some_and(|r: &Reader| is_conv(r.layout) != is_conv(layout)) {
-            return None;
-        }
-        out.push(Reader { node: n, slot: weight, weight: w, data, shape: t.shape().to_vec(), layout });
+        out.push(reader);
     }
     (!out.is_empty()).then_some(out)
 }
 
-/// Who can take the factor, and the bound that scaled values must stay below.
-fn maker(model: &Model, plan: &QuantPlan, id: GraphId, v: ValueId, readers: &[Reader]) -> Option<(Maker, Option<f32>)> {
+/// Who can take the factor.
+fn maker(model: &Model, plan: &QuantPlan, id: GraphId, v: ValueId, readers: &[Reader]) -> Option<Maker> {
     let g = model.graph(id);
-    let only_these = g.n_uses(v) == readers.len();
-    if only_these && let Some(found) = weight_maker(model, id, v) {
-        return Some(found);
+    let first = readers.first()?;
+    if g.n_uses(v) == readers.len()
+        && let Some(found) = fold::find(model, id, v, axis(first), first.weight.channels())
+    {
+        return Some(Maker::Fold(found));
     }
     let is_float_made = g
         .producer(v)
         .is_some_and(|(n, _)| plan.node((id, n)).is_some_and(|p| matches!(p.decision, Decision::Float { .. })));
-    let pays = readers
-        .iter()
-        .all(|r| !matches!(r.layout, Layout::Conv { .. }) && r.layout.n_outputs(&r.shape) >= LEAST_OUTPUTS_FOR_MUL);
-    (is_float_made && pays).then_some((Maker::Mul, None))
+    let pays = axis(first) == Axis::Last && readers.iter().all(|r| r.weight.rows >= LEAST_OUTPUTS_FOR_MUL);
+    (is_float_made && pays).then_some(Maker::Mul)
 }
 
-fn weight_maker(model: &Model, id: GraphId, v: ValueId) -> Option<(Maker, Option<f32>)> {
-    let g = model.graph(id);
-    let (mut n, _) = g.producer(v)?;
-    let mut limit = None;
-    let through = g.node(n);
-    // Positively homogeneous functions let a positive factor pass; a Clip at 0 does up to its upper bound.
-    if through.is("Relu") || through.is("LeakyRelu") || through.is("PRelu") || through.is("Clip") {
-        if through.is("Clip") {
-            let bound = |slot: usize| {
-                g.input(n, slot).and_then(|b| constant(model, id, b)).and_then(|t| t.get().ok()?.to_f64().ok())
-            };
-            if bound(1) != Some(0.0) {
-                return None;
-            }
-            limit = bound(2).map(|x| x as f32);
-            if g.input(n, 2).is_some() && limit.is_none() {
-                return None;
-            }
-        }
-        let x = g.input(n, 0)?;
-        if g.n_uses(x) != 1 {
-            return None;
-        }
-        n = g.producer(x)?.0;
-    }
-    let node = g.node(n);
-    let opset = model.opsets_in(id).iter().find(|(d, _)| *d == node.domain).map_or(1, |(_, v)| *v);
-    let QuantRule::Weighted { weight, bias, axis, .. } = lookup(&node.domain, &node.op_type, opset)?.quant else {
-        return None;
-    };
-    let w = g.input(n, weight)?;
-    let t = constant(model, id, w)?;
-    if t.dtype() != crate::tensor::DType::F32 {
-        return None;
-    }
-    let layout = Layout::of(&node.attrs, axis, t.shape().len())?;
-    let bias = match bias.and_then(|slot| g.input(n, slot).map(|b| (slot, b))) {
-        Some((slot, b)) => {
-            let t = constant(model, id, b)?;
-            (t.shape() == [layout.n_outputs(constant(model, id, w)?.shape())]).then_some(())?;
-            Some((slot, b))
-        }
-        None => None,
-    };
-    Some((Maker::Weight { node: n, weight: w, bias, layout }, limit))
-}
-
-/// The best strength, its factors and the predicted gain in dB over doing nothing.
-fn choose(stats: &Channels, readers: &[Reader], limit: Option<f32>) -> Option<(f32, Vec<f32>, f64)> {
+/// The best strength, its factors and the gain in dB over doing nothing.
+fn choose(
+    stats: &Channels,
+    id: GraphId,
+    readers: &[Reader],
+    limit: Option<f32>,
+    rows: Option<&Rows>,
+) -> Option<(f32, Vec<f32>, f64)> {
     let n = stats.min.len();
-    // Every reader must have the tensor's channels.
-    for r in readers {
-        if r.layout.n_inputs(&r.shape) != n {
-            return None;
-        }
-    }
     let r: Vec<f32> = stats.min.iter().zip(&stats.max).map(|(lo, hi)| lo.abs().max(hi.abs())).collect();
     let top = r.iter().copied().filter(|x| x.is_finite()).fold(0f32, f32::max);
     if top <= 0.0 {
         return None;
     }
-    let nothing = predict(stats, readers, &vec![1.0; n]);
+    let probes: Option<Vec<Probe<'_>>> =
+        rows.and_then(|rows| readers.iter().map(|r| Probe::new(&r.weight, rows.of((id, r.node))?)).collect());
+    let noise = |factors: &[f32]| match &probes {
+        Some(probes) => {
+            let range = scaled_range(stats, factors);
+            probes.iter().map(|p| p.noise(range, factors)).sum::<f64>().max(f64::MIN_POSITIVE)
+        }
+        None => predict(stats, readers, factors),
+    };
+    let nothing = noise(&vec![1.0; n]);
     let mut best: Option<(f32, Vec<f32>, f64)> = None;
     for alpha in ALPHAS {
         let factors: Vec<f32> = r
@@ -226,7 +198,7 @@ fn choose(stats: &Channels, readers: &[Reader], limit: Option<f32>) -> Option<(f
                 limit.map_or(s, |l| s.min((l / (r * CLIP_ROOM)).max(1.0)))
             })
             .collect();
-        let gain = 10.0 * (nothing / predict(stats, readers, &factors)).log10();
+        let gain = 10.0 * (nothing / noise(&factors)).log10();
         if best.as_ref().is_none_or(|b| gain > b.2) {
             best = Some((alpha, factors, gain));
         }
@@ -234,34 +206,100 @@ fn choose(stats: &Channels, readers: &[Reader], limit: Option<f32>) -> Option<(f
     best
 }
 
-/// Noise at the readers' outputs relative to their signal, summed over the readers.
-fn predict(stats: &Channels, readers: &[Reader], factors: &[f32]) -> f64 {
-    let (mut lo, mut hi) = (0f32, 0f32);
-    for (c, s) in factors.iter().enumerate() {
-        if stats.min[c] <= stats.max[c] {
-            lo = lo.min(stats.min[c] * s);
-            hi = hi.max(stats.max[c] * s);
+/// The range of the tensor with its channels scaled.
+fn scaled_range(stats: &Channels, factors: &[f32]) -> Range {
+    let seen = (0..factors.len()).filter(|&c| stats.min[c] <= stats.max[c]);
+    seen.fold(Range::new(0.0, 0.0), |r, c| r.union(Range::new(stats.min[c] * factors[c], stats.max[c] * factors[c])))
+}
+
+/// A reader with rows of what it reads.
+struct Probe<'a> {
+    weight: &'a Matrix,
+    /// `[rows, groups * k]`
+    x: &'a [f32],
+    /// Output channels that are looked at.
+    outputs: Vec<usize>,
+    /// Their values, one list for each output.
+    y: Vec<f32>,
+}
+
+impl<'a> Probe<'a> {
+    /// `None` when there are no rows.
+    fn new(weight: &'a Matrix, x: &'a [f32]) -> Option<Self> {
+        let all = weight.rows;
+        let count = all.min(MEASURED_OUTPUTS);
+        let outputs: Vec<usize> = (0..count).map(|i| i * all / count).collect();
+        if x.len() < weight.groups * weight.k {
+            return None;
         }
+        let mut probe = Probe { weight, x, outputs, y: Vec::new() };
+        probe.y = probe.outputs_of(x, &|o| weight.data[o * weight.k..][..weight.k].to_vec());
+        Some(probe)
     }
-    let step = f64::from(hi - lo) / 255.0;
+
+    /// The chosen outputs for these rows, with the weight of each as `w` gives it.
+    fn outputs_of(&self, x: &[f32], w: &dyn Fn(usize) -> Vec<f32>) -> Vec<f32> {
+        let (k, per_group) = (self.weight.k, self.weight.rows_per_group());
+        let stride = self.weight.groups * k;
+        let rows = x.len() / stride;
+        let mut y = Vec::with_capacity(rows * self.outputs.len());
+        for same_group in self.outputs.chunk_by(|a, b| a / per_group == b / per_group) {
+            let from = same_group[0] / per_group * k;
+            let weights: Vec<f32> = same_group.iter().flat_map(|&o| w(o)).collect();
+            let packed = PackedB::new(&weights, k, same_group.len(), 1, k);
+            let part: Vec<f32> = x.chunks_exact(stride).flat_map(|row| &row[from..from + k]).copied().collect();
+            let mut product = vec![0.0; rows * same_group.len()];
+            gemm(1, rows, &part, &packed, Init::Zero, &mut product);
+            y.extend(product);
+        }
+        y
+    }
+
+    /// Noise at the outputs relative to their signal when the scaled data and weights are quantized.
+    fn noise(&self, range: Range, factors: &[f32]) -> f64 {
+        let (m, k) = (self.weight, self.weight.k);
+        let Ok(p) = QParams::asymmetric(range, DType::U8) else { return f64::INFINITY };
+        let factor: Vec<f32> = (0..m.groups * k).map(|i| factors[m.channel(i / k, i % k)]).collect();
+        let mut x = self.x.to_vec();
+        for row in x.chunks_exact_mut(factor.len()) {
+            row.iter_mut().zip(&factor).for_each(|(x, s)| *x = p.fake(*x * s));
+        }
+        let y = self.outputs_of(&x, &|o| {
+            let factor = &factor[o / m.rows_per_group() * k..][..k];
+            let mut w: Vec<f32> = m.data[o * k..][..k].iter().zip(factor).map(|(w, s)| w / s).collect();
+            let scale = (w.iter().fold(0f32, |m, x| m.max(x.abs())) / WEIGHT_MAX).max(f32::MIN_POSITIVE);
+            let top = WEIGHT_MAX as i32;
+            w.iter_mut().for_each(|w| *w = affine::fake_one(*w, scale, 0, -top, top));
+            w
+        });
+        let square = |x: f32| f64::from(x) * f64::from(x);
+        let signal: f64 = self.y.iter().map(|&y| square(y)).sum();
+        let noise: f64 = self.y.iter().zip(&y).map(|(a, b)| square(a - b)).sum();
+        if signal > 0.0 { noise / signal } else { 0.0 }
+    }
+}
+
+/// Noise at the readers' outputs relative to their signal, summed over the readers, as the statistics predict it.
+fn predict(stats: &Channels, readers: &[Reader], factors: &[f32]) -> f64 {
+    let range = scaled_range(stats, factors);
+    let step = f64::from(range.max - range.min) / 255.0;
     let energy: Vec<f64> = (0..factors.len()).map(|c| stats.mean_sq(c) * f64::from(factors[c]).powi(2)).collect();
     let mut total = 0.0;
-    for r in readers {
-        let outputs = r.layout.n_outputs(&r.shape);
-        let mut top = vec![0f32; outputs];
-        let mut squares = 0.0;
-        let mut signal = 0.0;
-        // For each output: the energy of what its weights meet, one term per weight element.
-        let mut met = vec![0.0; outputs];
-        let mut w = r.data.clone();
-        r.layout.for_each(&r.shape, &mut w, |i, o, x| {
-            let x = *x / factors[i];
-            top[o] = top[o].max(x.abs());
-            squares += f64::from(x).powi(2);
-            signal += f64::from(x).powi(2) * energy[i];
-            met[o] += energy[i];
-        });
-        let weight_noise: f64 = top.iter().zip(&met).map(|(t, m)| (f64::from(*t) / 127.0).powi(2) / 12.0 * m).sum();
+    for Reader { weight: m, .. } in readers {
+        let (mut squares, mut signal, mut weight_noise) = (0.0, 0.0, 0.0);
+        for (o, row) in m.data.chunks_exact(m.k).enumerate() {
+            // The energy of what the weights of this output meet, one term for each.
+            let (mut top, mut met) = (0f32, 0.0);
+            for (i, w) in row.iter().enumerate() {
+                let c = m.channel(o / m.rows_per_group(), i);
+                let w = w / factors[c];
+                top = top.max(w.abs());
+                squares += f64::from(w).powi(2);
+                signal += f64::from(w).powi(2) * energy[c];
+                met += energy[c];
+            }
+            weight_noise += (f64::from(top) / f64::from(WEIGHT_MAX)).powi(2) / 12.0 * met;
+        }
         if signal > 0.0 {
             total += (step * step / 12.0 * squares + weight_noise) / signal;
         }
@@ -269,47 +307,20 @@ fn predict(stats: &Channels, readers: &[Reader], factors: &[f32]) -> f64 {
     total.max(f64::MIN_POSITIVE)
 }
 
-fn apply(
-    model: &mut Model,
-    names: &mut Names,
-    id: GraphId,
-    v: ValueId,
-    maker: Maker,
-    readers: Vec<Reader>,
-    factors: &[f32],
-) -> Result<()> {
-    let nodes: Vec<NodeId> = readers.iter().map(|r| r.node).collect();
-    for mut r in readers {
-        r.layout.for_each(&r.shape, &mut r.data, |i, _, x| *x /= factors[i]);
-        let name = names.fresh(&format!("{}_equalized", model.graph(id).value(r.weight).name));
-        let g = model.graph_mut(id);
-        let w = g.add_initializer(name, Tensor::new(&r.shape, r.data)?);
-        g.set_input(r.node, r.slot, Some(w));
-    }
-    match maker {
-        Maker::Weight { node, weight, bias, layout } => {
-            let t = constant(model, id, weight).cloned();
-            let Some(t) = t else { return Ok(()) };
-            let mut w = t.get()?.slice::<f32>()?.to_vec();
-            layout.for_each(t.shape(), &mut w, |_, o, x| *x *= factors[o]);
-            let name = names.fresh(&format!("{}_equalized", model.graph(id).value(weight).name));
-            let slot = model.graph(id).node_inputs(node).iter().position(|x| *x == Some(weight));
-            let g = model.graph_mut(id);
-            let w = g.add_initializer(name, Tensor::new(t.shape(), w)?);
-            if let Some(slot) = slot {
-                g.set_input(node, slot, Some(w));
-            }
-            if let Some((slot, b)) = bias
-                && let Some(t) = constant(model, id, b).cloned()
-            {
-                let b_name = names.fresh(&format!("{}_equalized", model.graph(id).value(b).name));
-                let scaled = t.get()?.slice::<f32>()?.iter().zip(factors).map(|(b, s)| b * s).collect();
-                let g = model.graph_mut(id);
-                let b = g.add_initializer(b_name, Tensor::new(t.shape(), scaled)?);
-                g.set_input(node, slot, Some(b));
+/// Divides the weights of the readers by the factors of their input channels.
+fn divide(model: &mut Model, names: &mut Names, id: GraphId, readers: Vec<Reader>, factors: &[f32]) -> Result<()> {
+    for Reader { node, weight: m } in readers {
+        let mut rows = m.data.clone();
+        for (o, row) in rows.chunks_exact_mut(m.k).enumerate() {
+            for (i, w) in row.iter_mut().enumerate() {
+                *w /= factors[m.channel(o / m.rows_per_group(), i)];
             }
         }
-        Maker::Mul => add_mul(model, names, id, v, &nodes, factors)?,
+        let Some(old) = model.graph(id).input(node, m.slots.weight) else { continue };
+        let name = names.fresh(&format!("{}_equalized", model.graph(id).value(old).name));
+        let g = model.graph_mut(id);
+        let w = g.add_initializer(name, Tensor::new(&m.shape, m.in_storage(rows))?);
+        g.set_input(node, m.slots.weight, Some(w));
     }
     Ok(())
 }

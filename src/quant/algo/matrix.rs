@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::ir::Model;
 use crate::ops::{QuantRule, lookup};
 use crate::quant::annotate::constant;
+use crate::quant::params;
 use crate::quant::plan::{NodePlace, WeightPlan};
 use crate::tensor::Tensor;
 
@@ -108,42 +109,33 @@ impl Matrix {
     /// Integers of the rows, `[rows, k]`, as the tensor to store.
     ///
     /// # Errors
-    /// There are not as many as the weight has elements.
-    pub fn stored(&self, integers: Vec<i8>) -> Result<Tensor> {
-        Tensor::new(&self.shape, self.in_storage(integers))
+    /// There are not as many as the weight has elements, or the plan's form has none.
+    pub fn stored(&self, plan: &WeightPlan, integers: Vec<i32>) -> Result<Tensor> {
+        params::integers(plan.params.form.dtype, &self.shape, self.in_storage(integers))
     }
 
-    /// The integers of a plan in rows, `[rows, k]`.
+    /// The integers of a plan in rows, `[rows, k]`; `None` when its form has none (8-bit floats).
     ///
     /// # Errors
     /// The plan belongs to another weight.
-    pub fn integers(&self, plan: &WeightPlan) -> Result<Vec<i8>> {
-        let stored = match &plan.rounded {
-            Some(q) => q.slice::<i8>()?.to_vec(),
-            None => {
-                let float = self.in_storage(self.data.clone());
-                plan.params.quantize(&float, &self.shape)?.slice::<i8>()?.to_vec()
-            }
-        };
-        Ok(if self.layout == Layout::Kn { transposed(&stored, self.k, self.rows) } else { stored })
-    }
-
-    /// The scale of a row in a plan.
-    #[must_use]
-    pub fn scale(plan: &WeightPlan, row: usize) -> f32 {
-        plan.params.scales[if plan.params.axis.is_some() { row } else { 0 }]
-    }
-
-    /// What is lost by storing these integers, `[rows, k]`: weight minus what the integer stands for.
-    #[must_use]
-    pub fn errors(&self, plan: &WeightPlan, integers: &[i8]) -> Vec<f32> {
-        let rows = self.data.chunks_exact(self.k).zip(integers.chunks_exact(self.k)).enumerate();
-        let mut out = Vec::with_capacity(self.data.len());
-        for (row, (w, q)) in rows {
-            let scale = Self::scale(plan, row);
-            out.extend(w.iter().zip(q).map(|(w, &q)| w - f32::from(q) * scale));
+    pub fn integers(&self, plan: &WeightPlan) -> Result<Option<Vec<i32>>> {
+        if plan.params.form.dtype.is_float8() {
+            return Ok(None);
         }
-        out
+        let stored = match &plan.rounded {
+            Some(q) => q.clone(),
+            None => plan.params.quantize(&self.in_storage(self.data.clone()), &self.shape)?,
+        };
+        // At most 16 bits: every integer is a float.
+        let q: Vec<i32> = stored.to_f32s()?.iter().map(|&q| q as i32).collect();
+        Ok(Some(if self.layout == Layout::Kn { transposed(&q, self.k, self.rows) } else { q }))
+    }
+
+    /// The scale and zero point of a row in a plan.
+    #[must_use]
+    pub fn step(plan: &WeightPlan, row: usize) -> (f32, i32) {
+        let at = if plan.params.axis.is_some() { row } else { 0 };
+        (plan.params.scales[at], plan.params.zero_points[at])
     }
 }
 

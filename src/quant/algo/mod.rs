@@ -1,6 +1,27 @@
 //! Algorithms that make a float model easier to quantize, or its quantized weights better. One file each, with its
-//! paper; each says what it changed and is kept only where it helps.
+//! paper. None decides whether it is kept: each edits a plan (or the float model, before there is a plan) and says with
+//! [`What`] what it changed and what it predicts to gain; whoever called it measures.
+//!
+//! | file | edits | needs |
+//! |---|---|---|
+//! | [`equalize`] | float model | [`channels`] of the float model |
+//! | [`weight_clip`] | scales of weights | nothing, or [`moments`] |
+//! | [`gptq`] | integers of weights | [`moments`] |
+//! | [`ada_round`] | integers of weights | [`moments`] |
+//! | [`blocks`], [`hqq`], [`awq`], [`block_gptq`] | weights alone | nothing, or [`moments`] |
+//! | [`bias_correct`] | biases | [`channels`] of the float and the quantized model |
+//!
+//! They build on each other in this order: scales are chosen before integers, and the bias takes up what is left. What
+//! was gathered from the float model holds for every plan of it, so that trying another plan costs no run of samples:
+//!
+//! ```text
+//! needs = moments::needs(model, plan, model);  seen = moments::gather(model, needs, samples, ..)
+//! takes = |node| bias_correct::takes_mean(model, plan, node)        // or |_| false without bias correction
+//! gptq::apply(model, plan, seen, takes, threads)   or   ada_round::apply(model, plan, seen, takes)
+//! bias_correct::correct(model, plan, means);   bias_correct::refine(model, plan, emit, samples, ..)
+//! ```
 
+pub mod ada_round;
 pub mod awq;
 pub mod bias_correct;
 pub mod block_gptq;
@@ -8,7 +29,33 @@ pub mod blocks;
 pub mod channels;
 pub mod compensate;
 pub mod equalize;
+pub mod fold;
+pub mod gptq;
 pub mod hqq;
 pub mod layout;
 pub mod matrix;
 pub mod moments;
+pub mod weight_clip;
+
+use crate::quant::plan::NodePlace;
+
+/// What an algorithm did to one weight.
+#[derive(Debug, Clone, PartialEq)]
+pub struct What {
+    /// The node.
+    pub node: NodePlace,
+    /// By how much the noise that rounding this weight adds to the node's output falls, in dB, as the statistics predict
+    /// it.
+    pub gain_db: f64,
+}
+
+impl What {
+    /// `None` when nothing is gained.
+    fn new(node: NodePlace, before: f64, after: f64) -> Option<Self> {
+        let gain_db = 10.0 * (before / after.max(before * 1e-10)).log10();
+        (before > after).then_some(What { node, gain_db })
+    }
+}
+
+#[cfg(test)]
+mod tests;

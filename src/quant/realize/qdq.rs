@@ -8,6 +8,7 @@ use crate::error::{At, Result, anyhow, ensure};
 use crate::ir::{Attr, Domain, GraphId, Model, Names, Node, NodeId, Position, TensorType, ValueId, ValueType};
 use crate::ops::QuantRule;
 use crate::ops::quant_rule::QUANTIZE;
+use crate::quant::algo::bias_correct::added_constant;
 use crate::quant::annotate::{constant, rule};
 use crate::quant::params::{QParams, Range};
 use crate::quant::plan::{Decision, NodePlace, NodePlan, Place, QuantPlan, Readers, TensorPlan, WeightPlan};
@@ -316,7 +317,12 @@ impl Writer<'_> {
 
     /// The bias as it is, or the corrected one.
     fn float_bias(&mut self, id: GraphId, n: NodeId, slot: Option<usize>, plan: &WeightPlan) -> Result<()> {
-        let (Some(slot), Some(b)) = (slot, &plan.bias) else { return Ok(()) };
+        let Some(b) = &plan.bias else { return Ok(()) };
+        let (n, slot) = match (slot, added_constant(self.model, self.plan, (id, n))) {
+            (Some(slot), _) => (n, slot),
+            (None, Some((add, v))) => (add, usize::from(self.model.graph(id).input(add, 0) != Some(v))),
+            (None, None) => return Ok(()),
+        };
         let g = self.model.graph(id);
         let name = match g.input(n, slot) {
             Some(v) => g.value(v).name.clone(),
@@ -358,36 +364,28 @@ impl Writer<'_> {
     /// `Gemm`'s bias. So the vector becomes an int32 bias where the shapes let the fusion happen, and else gets
     /// leading ones.
     fn add_after(&mut self, id: GraphId, n: NodeId, x: QParams, plan: &WeightPlan) -> Result<()> {
+        let Some((add, b)) = added_constant(self.model, self.plan, (id, n)) else { return Ok(()) };
         let g = self.model.graph(id);
-        let Some(y) = g.output(n, 0) else { return Ok(()) };
-        if self.plan.tensors.contains_key(&(id, y)) {
-            return Ok(());
-        }
-        let [(add, slot)] = g.consumers(y)[..] else { return Ok(()) };
-        if !g.node(add).is("Add") || self.nodes.get(&(id, add)).is_some_and(|p| p.decision == Decision::Integer) {
-            return Ok(());
-        }
-        let Some(b) = g.input(add, 1 - slot) else { return Ok(()) };
+        let slot = if g.input(add, 0) == Some(b) { 0 } else { 1 };
         let Some(t) = constant(self.model, id, b).cloned() else { return Ok(()) };
         let channels = plan.params.scales.len();
         if plan.params.axis.is_none() || t.shape() != [channels] || t.dtype() != DType::F32 {
             return Ok(());
         }
         let name = g.value(b).name.clone();
-        let dims = g.value(y).ty.as_ref().and_then(|t| t.shape().map(<[_]>::to_vec));
-        let Some(dims) = dims else { return Ok(()) };
-        let fuses = dims.len() == 2 || dims.iter().all(|d| d.known().is_some());
-        let float = t.get()?.slice::<f32>()?.to_vec();
+        let dims = g.output(n, 0).and_then(|y| g.value(y).ty.as_ref()?.shape().map(<[_]>::to_vec)).unwrap_or_default();
+        let fuses = dims.len() == 2 || (!dims.is_empty() && dims.iter().all(|d| d.known().is_some()));
+        let float = plan.bias.clone().map_or_else(|| t.get()?.slice::<f32>().map(<[f32]>::to_vec), Ok)?;
         let new = if fuses {
             self.bias_dequantized(id, add, &name, &float, &[channels], x, plan)?
-        } else if dims.len() > 2 {
-            let mut shape = vec![1; dims.len()];
-            shape[dims.len() - 1] = channels;
+        } else if dims.len() > 2 || plan.bias.is_some() {
+            let mut shape = vec![1; dims.len().max(1)];
+            shape[dims.len().max(1) - 1] = channels;
             self.initializer(id, &format!("{name}_bias"), Tensor::new(&shape, float)?)
         } else {
             return Ok(());
         };
-        self.model.graph_mut(id).set_input(add, 1 - slot, Some(new));
+        self.model.graph_mut(id).set_input(add, slot, Some(new));
         Ok(())
     }
 }

@@ -15,7 +15,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use super::call::{NoBodies, evaluate};
+use super::call::{Fusion, NoBodies, evaluate};
 use super::{Call, Item, OpDef, OpDomain, Shared};
 use crate::error::{Result, anyhow};
 use crate::ir::Attrs;
@@ -204,6 +204,7 @@ impl Back<'_> {
             seed: 0,
             bodies: &NoBodies,
             shared: &Shared::new(),
+            fusion: Fusion::default(),
         })
     }
 

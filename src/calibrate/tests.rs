@@ -359,6 +359,22 @@ mod caches {
     }
 
     #[test]
+    fn a_cache_serves_its_model_method_and_samples_only() {
+        let c = cache("entropy", &["1", "2"], &[&[1.0]]);
+        let model = digest(b"model");
+        let samples = |names: &[&str]| names.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+        c.check(&model, None, None).unwrap();
+        c.check(&model, find("entropy"), Some(&samples(&["2", "1"]))).unwrap();
+        let why = |e: Result<()>| e.unwrap_err().to_string();
+        assert!(why(c.check("other", None, None)).contains("another model"));
+        assert!(why(c.check(&model, find("mse"), None)).contains("method entropy, not mse"));
+        assert!(why(c.check(&model, None, Some(&samples(&["1", "3"])))).contains("1 of the 2 given"));
+        let foreign = Cache::from_text("TRT-8601-EntropyCalibration2\nx: 3f800000\n").unwrap();
+        foreign.check("any", None, Some(&samples(&["1"]))).unwrap();
+        assert_eq!(foreign.tensors["x"].range(), Some((-127.0, 127.0)));
+    }
+
+    #[test]
     fn wrong_caches_say_what_is_wrong() {
         let good = cache("percentile", &["1"], &[&[1.0, 2.0]]).to_json();
         let edited = |path: &[&str], value: Value| {

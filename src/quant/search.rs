@@ -13,6 +13,7 @@ use super::plan::{Decision, NodePlace, QuantPlan};
 use super::progress::Progress;
 use super::report::Report;
 use super::solve::{self, Observed, Solver, compile};
+use crate::calibrate::cache::Cache;
 use crate::calibrate::dataset::{Dataset, Sample};
 use crate::diag::Sink;
 use crate::error::{Context, Result, anyhow};
@@ -77,7 +78,7 @@ impl Variant {
         model: Model,
         config: &Config,
         excluded: &Excluded,
-        data: &dyn Dataset,
+        (data, cache): (&dyn Dataset, Option<&Cache>),
         progress: &dyn Progress,
         sink: &mut Sink,
     ) -> Result<Self> {
@@ -85,7 +86,10 @@ impl Variant {
         let options = RunOptions { threads: config.threads, ..RunOptions::default() };
         let facts = Facts::of(&model, &first.inputs, options, true)
             .with_context(|| format!("running the float model on {}", first.origin))?;
-        let observed = solve::observe(&model, config, &facts, excluded, data, progress, sink)?;
+        let observed = match cache {
+            Some(cache) => solve::cached(&model, config, &facts, excluded, cache, sink)?,
+            None => solve::observe(&model, config, &facts, excluded, data, progress, sink)?,
+        };
         Ok(Variant { model, facts, observed })
     }
 
@@ -126,7 +130,7 @@ pub fn choose(
     let score = |model: &Model, samples: usize| -> Result<f64> {
         Ok(worst_sqnr(&reference.compare(&compile(model)?, samples, config.threads)?))
     };
-    let mut variant = Variant::new(model, config, excluded, &fit, progress, sink)?;
+    let mut variant = Variant::new(model, config, excluded, (&fit, config.cache.as_ref()), progress, sink)?;
     let mut plan = variant.solver(config).plan(excluded)?;
     let mut emitted = variant.solver(config).emit(&plan)?;
     let mut db = score(&emitted, TUNE_SAMPLES)?;
@@ -141,7 +145,7 @@ pub fn choose(
         let mut model = variant.model.clone();
         let done = equalize::equalize(&mut model, &plan, &stats)?;
         if !done.is_empty() {
-            let other = Variant::new(model, config, excluded, &fit, progress, sink)?;
+            let other = Variant::new(model, config, excluded, (&fit, None), progress, sink)?;
             let other_plan = other.solver(config).plan(excluded)?;
             let other_emitted = other.solver(config).emit(&other_plan)?;
             let other_db = score(&other_emitted, TUNE_SAMPLES)?;

@@ -25,6 +25,7 @@ METHODS = {"min-max": "MinMax", "percentile": "Percentile"}
 def standard(model, samples, count, method, out):
     """What the child process runs."""
     import numpy as np
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -36,6 +37,12 @@ def standard(model, samples, count, method, out):
             path = next(self.files, None)
             return None if path is None else dict(np.load(path))
 
+    loaded = onnx.load(model)
+    if next(o.version for o in loaded.opset_import if o.domain in ("", "ai.onnx")) < 13:
+        # Scales per channel came with opset 13.
+        model = out + ".converted.onnx"
+        onnx.save(onnx.version_converter.convert_version(loaded, 17), model)
+    del loaded
     prepared = out + ".prepared.onnx"
     quant_pre_process(model, prepared, skip_symbolic_shape=True)
     quantize_static(

@@ -7,6 +7,7 @@
 //!
 //! **Add a verb:** a new file `src/cli/<verb>.rs` with `Args` and `run`, and a line in [`Command`].
 
+mod calibrate;
 mod check;
 mod compare;
 mod completions;
@@ -82,6 +83,8 @@ enum Command {
     /// Quantize a model (the same as without a verb)
     #[command(arg_required_else_help = true)]
     Quantize(Box<quantize::Args>),
+    /// Observe a model on samples and write a calibration cache, or join such caches
+    Calibrate(Box<calibrate::Args>),
     /// Show what is in a model, what would be quantized, and why not
     Inspect(inspect::Args),
     /// Run a model on data with the built-in interpreter
@@ -140,6 +143,7 @@ fn dispatch(command: Option<Command>, quantize: quantize::Args, session: &mut Se
     match command {
         None => quantize::run(quantize, session),
         Some(Command::Quantize(args)) => quantize::run(*args, session),
+        Some(Command::Calibrate(args)) => calibrate::run(*args, session),
         Some(Command::Inspect(args)) => inspect::run(&args, session),
         Some(Command::Run(args)) => run::run(&args, session),
         Some(Command::Check(args)) => check::run(&args, session),

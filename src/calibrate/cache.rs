@@ -15,14 +15,14 @@
 //! `range` is what will be quantized. It follows from the rest; whoever edits it gets what they wrote. `nan`, `inf` and
 //! `neg_inf` count values that were not finite. `statistics` belong to the method and make it possible to join caches
 //! of different samples ([`Cache::merge`]) with the result of one run over all of them. Without `statistics` a tensor
-//! still serves `min-max`.
+//! still serves `min-max`. `model` does not cover weights in files beside the model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Method, Range, Settings, Tracker, find};
+use super::{Calibrator, Method, Range, Settings, Tracker, find};
 use crate::error::{Context, Result, anyhow, bail, ensure};
 
 const FORMAT: &str = "onnx-quant calibration";
@@ -48,7 +48,7 @@ impl Entry {
 pub struct Cache {
     /// How ranges are chosen.
     pub method: Method,
-    /// Digest of the model file.
+    /// Digest of the model file; empty in caches of other tools, which do not say.
     pub model: String,
     /// Digest of each sample, in order.
     pub samples: Vec<String>,
@@ -130,6 +130,57 @@ impl Cache {
                 .map(|(name, v)| Ok((name.clone(), entry(&method, v).with_context(|| format!("tensor \"{name}\""))?)))
                 .collect::<Result<_>>()?,
         })
+    }
+
+    /// A cache of ours or of another tool: see [`foreign`](super::foreign).
+    ///
+    /// # Errors
+    /// It is neither, or a field is missing or wrong.
+    pub fn from_text(text: &str) -> Result<Self> {
+        match super::foreign::ranges(text)? {
+            Some(ranges) => {
+                let method = Method { calibrator: &super::min_max::CALIBRATOR, settings: Settings::default() };
+                let tensors = ranges.into_iter().map(|(name, (min, max))| {
+                    let tracker = Tracker::load(&method, &json!({ "min": min, "max": max, "n": 1 }))?;
+                    Ok((name, Entry { tracker, edited: None }))
+                });
+                let tensors = tensors.collect::<Result<_>>()?;
+                Ok(Cache { method, model: String::new(), samples: Vec::new(), tensors })
+            }
+            None => Self::from_json(text),
+        }
+    }
+
+    /// Whether another tool made it: then it is not known for which model and from which samples.
+    #[must_use]
+    pub fn is_foreign(&self) -> bool {
+        self.model.is_empty()
+    }
+
+    /// Checks that the cache was made for a model, with a method where one is asked for, and of these samples (their
+    /// digests, in any order) where they are known.
+    ///
+    /// # Errors
+    /// It was not; the error says what does not match.
+    pub fn check(&self, model: &str, method: Option<&Calibrator>, samples: Option<&[String]>) -> Result<()> {
+        if let Some(m) = method {
+            let of = self.method.calibrator.name;
+            ensure!(of == m.name, "the cache was made with method {of}, not {}", m.name);
+        }
+        if self.is_foreign() {
+            return Ok(());
+        }
+        ensure!(self.model == model, "the cache was made for another model: the file's digest is not the one in it");
+        if let Some(given) = samples {
+            let set: BTreeSet<&String> = self.samples.iter().collect();
+            let missing = given.iter().filter(|s| !set.contains(s)).count();
+            ensure!(
+                missing == 0,
+                "the cache was made of other samples: {missing} of the {} given are not in it",
+                given.len()
+            );
+        }
+        Ok(())
     }
 
     /// Takes over what was observed on later samples of the same model.

@@ -125,6 +125,15 @@ impl Histogram {
         }
     }
 
+    /// Counts some values of a batch, so many times, when its extremes fit already (see [`Histogram::fit`]).
+    pub(super) fn add(&mut self, batch: &Batch<'_>, values: std::ops::Range<usize>, times: u64) {
+        let scale = pow2(-self.exponent);
+        for i in values {
+            let index = ((f64::from(batch.values[i]) * scale).floor() as i64 - self.first) as usize;
+            self.counts[index] += batch.weights.map_or(1, |w| u64::from(w.of(i))) * times;
+        }
+    }
+
     /// Adds the counts of another histogram.
     pub fn merge(&mut self, other: &Histogram) {
         if other.counts.is_empty() {
@@ -190,7 +199,7 @@ impl Histogram {
     }
 
     /// Makes room for values between `min` and `max`.
-    fn fit(&mut self, min: f32, max: f32) {
+    pub(super) fn fit(&mut self, min: f32, max: f32) {
         let mut exponent = if self.counts.is_empty() {
             // The smallest that may do; the loop finds the one that does.
             let span = f64::from(max) - f64::from(min);

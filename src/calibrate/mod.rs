@@ -11,6 +11,7 @@
 pub mod cache;
 pub mod carry;
 pub mod dataset;
+pub mod foreign;
 pub mod histogram;
 mod tracker;
 

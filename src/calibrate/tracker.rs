@@ -28,6 +28,13 @@ pub struct Weights<'a> {
     pub inner: usize,
 }
 
+impl Weights<'_> {
+    /// The weight of value `i`.
+    pub(super) fn of(&self, i: usize) -> u32 {
+        self.channels[i / self.inner % self.channels.len()]
+    }
+}
+
 /// How much an error in each channel of a tensor counts, relative to the others: whole numbers, [`Importance::UNIT`] on
 /// average, so that sums of them do not depend on the order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,7 +121,7 @@ impl Tracker {
         for (i, &x) in values.iter().enumerate() {
             if x.is_finite() {
                 finite.push(x);
-                channels.extend(weights.map(|w| w.channels[i / w.inner % w.channels.len()]));
+                channels.extend(weights.map(|w| w.of(i)));
             } else if x.is_nan() {
                 self.n_nan += 1;
             } else if x > 0.0 {
@@ -202,7 +209,7 @@ impl Tracker {
 
 /// Smallest and largest value, and whether all are finite. Eight lanes at a time, which the compiler turns into vector
 /// instructions. With a NaN or an infinity in it, only the last answer counts.
-fn extremes(values: &[f32]) -> (f32, f32, bool) {
+pub(super) fn extremes(values: &[f32]) -> (f32, f32, bool) {
     const LANES: usize = 16;
     let (mut min, mut max) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
     // x * 0 is 0 for finite x and NaN otherwise, and NaN stays.

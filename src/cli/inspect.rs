@@ -12,7 +12,6 @@ use super::quantize::prepare;
 use super::session::{Session, human_bytes, human_count, print, print_json};
 use super::summary::plan_json;
 use crate::calibrate::dataset::Dataset;
-use crate::diag::Sink;
 use crate::error::Result;
 use crate::ir::{Def, Model, ValueId};
 use crate::quant::plan::{Decision, QuantPlan};
@@ -88,11 +87,7 @@ fn plan(
     let mut prepared = model.clone();
     prepare(&mut prepared, config, &mut |stage, m| dump.see(stage, m), &mut session.sink).map_err(one_line)?;
     let paths = if args.data.is_empty() { vec![PathBuf::from("random")] } else { args.data.clone() };
-    // That the data is random or short matters for calibration, not here.
-    let mut quiet = Sink::default();
-    std::mem::swap(&mut session.sink, &mut quiet);
-    let samples = session.data(&paths, model, &args.input_shape);
-    std::mem::swap(&mut session.sink, &mut quiet);
+    let samples = session.data_for_shapes(&paths, model, &args.input_shape);
     let sample = samples.and_then(|s| s.sample(0)).map_err(|e| match crate::error::help_of(&e) {
         Some(help) => format!("{e:#} ({help})"),
         None => format!("{e:#}"),

@@ -11,7 +11,7 @@ use super::summary::Summary;
 use super::weights;
 use crate::calibrate;
 use crate::calibrate::carry;
-use crate::calibrate::dataset::{Dataset, Samples, Split, Subset, input_specs, split};
+use crate::calibrate::dataset::{Dataset, ImageOptions, Resize, Samples, Split, Subset, input_specs, split};
 use crate::diag::Sink;
 use crate::error::{Context, Location, Result, WithHelp, anyhow, bail, ensure};
 use crate::ir::Model;
@@ -50,30 +50,163 @@ pub(super) struct Args {
 #[group(skip)]
 #[command(next_help_heading = "Calibration")]
 pub(super) struct CalibArgs {
-    /// Calibration data: folder of .npz or .npy, one .npz or .npy, test_data_set_N folders, or `random`; repeatable
-    #[arg(short, long, value_name = "DATA")]
-    pub(super) calib: Vec<PathBuf>,
-    /// Most samples to use, spread evenly over the data
-    #[arg(short = 'n', long, value_name = "N", default_value = "300",
-          visible_aliases = ["num-samples", "num-calib-data"], alias = "subset-size")]
-    pub(super) calib_samples: std::num::NonZeroUsize,
-    /// How the ranges of activations are chosen
-    #[arg(long, value_name = "METHOD", default_value = "auto", value_parser = methods(), ignore_case = true,
-          visible_alias = "calibration-method")]
-    pub(super) calib_method: String,
-    /// Share of the values that the range holds, for `--calib-method percentile`
-    #[arg(long, value_name = "P", default_value_t = 99.999, value_parser = percentile)]
-    pub(super) percentile: f64,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
     /// Samples held out to measure the result, as a fraction; at least one
     #[arg(long, value_name = "FRACTION", default_value_t = 0.2, value_parser = fraction)]
     pub(super) holdout: f64,
     /// Feeds an output back as the next sample's input: the state of models that are called step by step. One * on both
     /// sides stands for the same text: past.*=present.*
     #[arg(long, value_name = "INPUT=OUTPUT")]
-    pub(super) carry: Vec<String>,
+    carry: Vec<String>,
+    /// What `calibrate` (or ONNX Runtime, TensorRT) observed before: no calibration pass; without `--calib` no data at all
+    #[arg(long, value_name = "FILE")]
+    calib_cache: Option<PathBuf>,
+    /// Memory that the run may take, e.g. 800M or 2G: fewer samples run at a time, or an error says what is needed
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    max_memory: Option<u64>,
+}
+
+/// Samples, and how ranges are chosen from them.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+#[command(next_help_heading = "Calibration")]
+pub(super) struct DataArgs {
+    /// Calibration data: folder of .npz, .npy or images, one .npz, .npy or .safetensors, .txt list, test_data_set_N
+    /// folders, or `random`; repeatable
+    #[arg(short, long, value_name = "DATA")]
+    pub(super) calib: Vec<PathBuf>,
+    /// Most samples to use, spread evenly over the data
+    #[arg(short = 'n', long, value_name = "N", default_value = "300",
+          visible_aliases = ["num-samples", "num-calib-data"], alias = "subset-size")]
+    pub(super) calib_samples: std::num::NonZeroUsize,
+    /// How the ranges of activations are chosen [default: auto]
+    #[arg(long, value_name = "METHOD", value_parser = methods(), ignore_case = true,
+          visible_alias = "calibration-method")]
+    pub(super) calib_method: Option<String>,
+    /// Share of the values that the range holds, for `--calib-method percentile`
+    #[arg(long, value_name = "P", default_value_t = 99.999, value_parser = percentile)]
+    percentile: f64,
     /// Shape of an input for `random` data, where the model leaves it open
     #[arg(long, value_name = "NAME:1,3,224,224")]
     pub(super) input_shape: Vec<String>,
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+}
+
+/// How images become tensors.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[group(skip)]
+#[command(next_help_heading = "Images as samples: (pixel * scale - mean) / std")]
+pub(super) struct ImageArgs {
+    /// What pixels (0 to 255) are multiplied with, e.g. 1/255
+    #[arg(long, value_name = "X", value_parser = ratio)]
+    scale: Option<f32>,
+    /// What is subtracted then: one number, or one per channel
+    #[arg(long, value_name = "R,G,B", value_delimiter = ',', allow_hyphen_values = true)]
+    mean: Vec<f32>,
+    /// What is divided by at last: one number, or one per channel
+    #[arg(long, value_name = "R,G,B", value_delimiter = ',', value_parser = ratio)]
+    std: Vec<f32>,
+    /// Where the channels are [default: as in the model's shape]
+    #[arg(long, value_name = "LAYOUT", ignore_case = true)]
+    layout: Option<Layout>,
+    /// Order of the channels
+    #[arg(long, value_name = "ORDER", default_value = "rgb", ignore_case = true)]
+    color: Color,
+    /// Size to scale to: HxW, or N for the shorter side [default: the model's size]
+    #[arg(long, value_name = "SIZE", value_parser = resize)]
+    resize: Option<Resize>,
+    /// Size of the middle part to cut out: HxW, or N for both
+    #[arg(long, value_name = "SIZE", value_parser = crop)]
+    crop: Option<(u32, u32)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Layout {
+    /// Channels first
+    Nchw,
+    /// Channels last
+    Nhwc,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, clap::ValueEnum)]
+enum Color {
+    /// Red first
+    #[default]
+    Rgb,
+    /// Blue first
+    Bgr,
+}
+
+impl ImageArgs {
+    pub(super) fn options(&self) -> ImageOptions {
+        ImageOptions {
+            scale: self.scale,
+            mean: self.mean.clone(),
+            std: self.std.clone(),
+            channels_last: self.layout.map(|l| l == Layout::Nhwc),
+            is_bgr: self.color == Color::Bgr,
+            resize: self.resize,
+            crop: self.crop,
+        }
+    }
+}
+
+/// `800M`, `2G`, `1.5GB`, `512MiB` or bytes.
+fn bytes(text: &str) -> std::result::Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        _ => return Err("expected a size such as 800M or 2G".into()),
+    };
+    let number: f64 = number.parse().map_err(|_| "expected a size such as 800M or 2G".to_owned())?;
+    Ok((number * unit) as u64)
+}
+
+/// A number that is not zero, or a fraction.
+fn ratio(text: &str) -> std::result::Result<f32, String> {
+    let number = |t: &str| t.trim().parse::<f32>().ok();
+    let x = match text.split_once('/') {
+        Some((a, b)) => number(a).zip(number(b)).map(|(a, b)| a / b),
+        None => number(text),
+    };
+    x.filter(|x| x.is_finite() && *x != 0.0).ok_or_else(|| "expected a number such as 0.5 or 1/255, not 0".into())
+}
+
+fn resize(text: &str) -> std::result::Result<Resize, String> {
+    match text.parse() {
+        Ok(n) if n > 0 => Ok(Resize::Short(n)),
+        _ => crop(text).map(|(h, w)| Resize::Exact(h, w)),
+    }
+}
+
+fn crop(text: &str) -> std::result::Result<(u32, u32), String> {
+    let size = match text.split_once('x') {
+        Some((h, w)) => h.parse().ok().zip(w.parse().ok()),
+        None => text.parse().ok().map(|n| (n, n)),
+    };
+    size.filter(|&(h, w)| h > 0 && w > 0).ok_or_else(|| "expected HxW or N, such as 224x224".into())
+}
+
+impl DataArgs {
+    /// The method that was asked for.
+    pub(super) fn method(&self, config: &Config) -> Result<calibrate::Method> {
+        let bits = config.scheme.activation.bits() as u32;
+        let settings = calibrate::Settings { percentile: self.percentile, bits };
+        let calibrator = match &self.calib_method {
+            Some(name) => calibrate::find(name).context("unknown calibration method")?,
+            None => calibrate::Method::default().calibrator,
+        };
+        Ok(calibrate::Method { calibrator, settings })
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -249,33 +382,53 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
         check_output(&input, &output)?;
     }
 
-    if mode != Mode::Static && args.calib.calib.is_empty() && args.scheme.min_sqnr.is_some() {
+    if mode != Mode::Static && args.calib.data.calib.is_empty() && args.scheme.min_sqnr.is_some() {
         return usage("--min-sqnr needs data to measure with: --calib DATA");
     }
-    if args.calib.calib.is_empty() && matches!(mode, Mode::WeightOnly(o) if o.algorithm.needs_data()) {
+    if args.calib.data.calib.is_empty() && matches!(mode, Mode::WeightOnly(o) if o.algorithm.needs_data()) {
         return usage("this --algorithm needs data: give --calib DATA, or choose rtn or hqq, which need none");
     }
     let mut pairs = Vec::new();
     for text in &args.calib.carry {
         pairs.extend(carry::pairs(text, &model).context("--carry")?);
     }
-    let samples = if mode != Mode::Static && args.calib.calib.is_empty() {
-        Arc::new(Samples::none())
-    } else {
-        let paths = data_paths(args.calib.calib.clone(), &input, session)?;
-        Arc::new(session.data_with_state(&paths, &model, &args.calib.input_shape, &pairs)?)
+    let cache = match &args.calib.calib_cache {
+        Some(_) if mode != Mode::Static => return usage("--calib-cache is for static quantization only"),
+        Some(path) => Some(super::calibrate::read_cache(path)?),
+        None => None,
     };
+    let is_without_data = cache.is_some() && args.calib.data.calib.is_empty();
+    if is_without_data && args.scheme.min_sqnr.is_some() {
+        return usage("--min-sqnr needs samples to measure on: give --calib as well");
+    }
+    let shapes = &args.calib.data.input_shape;
+    let samples = Arc::new(if is_without_data {
+        session.data_for_shapes(&["random".into()], &model, shapes)?
+    } else if mode != Mode::Static && args.calib.data.calib.is_empty() {
+        Samples::none()
+    } else {
+        let paths = data_paths(args.calib.data.calib.clone(), &input, session)?;
+        session.data_with(&paths, &model, shapes, args.calib.data.image.options(), &pairs)?
+    });
     let mut all: Arc<dyn Dataset> = Arc::<Samples>::clone(&samples);
     if !pairs.is_empty() {
         all = Arc::new(carry::Carried::new(all, &model, &input_specs(&model)?, &pairs, session.threads)?);
     }
-    let split = split_samples(&all, args.calib.holdout, args.calib.calib_samples.get(), session)?;
+    let split = split_samples(&all, args.calib.holdout, args.calib.data.calib_samples.get(), session)?;
+    let mut method = args.calib.data.method(&base)?;
+    if let (Some(cache), Some(path)) = (&cache, &args.calib.calib_cache) {
+        let asked = args.calib.data.calib_method.is_some().then_some(method.calibrator);
+        super::calibrate::check_cache(cache, &input, asked, (!is_without_data).then_some((&*samples, &split)))
+            .with_context(|| format!("cannot use '{}'", path.display()))?;
+        method = cache.method;
+    }
     session.flush();
 
     let excluding = selection.clone();
     let config = Config {
         mode,
-        method: method(&args.calib, &base)?,
+        method,
+        cache,
         exclude: Box::new(move |label, op_type| excluding.excludes(label, op_type)),
         min_sqnr_db: args.scheme.min_sqnr.unwrap_or(base.min_sqnr_db),
         threads: session.threads,
@@ -286,11 +439,35 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
         return plan(model, &config, &selection, &split, &mut dump, session);
     }
     check_selection(&selection, &model, &config)?;
-    let data = quant::Data { calibration: &split.calibration, holdout: &split.held_out, is_shared: split.is_shared };
-    let bar = session.progress();
-    let result = quant::quantize(model, &config, &data, &bar, &mut |stage, m| dump.see(stage, m), &mut session.sink);
-    drop(bar);
-    samples.report(&mut session.sink);
+    // Threads of a pool of their own run fewer samples at a time.
+    let (pool, n) = match args.calib.max_memory {
+        Some(limit) => {
+            let n = samples_at_a_time(&model, &config, &*samples, limit)?;
+            (Some(rayon::ThreadPoolBuilder::new().num_threads(n).build().context("cannot start threads")?), n)
+        }
+        None => (None, session.threads),
+    };
+    let config = Config { threads: n, ..config };
+    let mut see = |stage: &str, m: &Model| dump.see(stage, m);
+    let result = match &config.cache {
+        Some(cache) if is_without_data => {
+            let sample = samples.sample(0)?;
+            quant::quantize_without_data(model, &config, cache, &sample, &mut see, &mut session.sink)
+        }
+        _ => {
+            let (calibration, holdout) = (&split.calibration, &split.held_out);
+            let data = quant::Data { calibration, holdout, is_shared: split.is_shared };
+            let bar = session.progress();
+            let sink = &mut session.sink;
+            let run = || quant::quantize(model, &config, &data, &bar, &mut see, sink);
+            let result = match pool {
+                Some(pool) => pool.install(run),
+                None => run(),
+            };
+            samples.report(&mut session.sink);
+            result
+        }
+    };
     session.flush();
     let done = result.with_context(|| format!("cannot quantize '{}'", input.display()))?;
 
@@ -337,11 +514,17 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     Ok(ExitCode::from(if is_met && !done.report.saves_nothing { 0 } else { 3 }))
 }
 
-/// How ranges are chosen.
-pub(super) fn method(args: &CalibArgs, config: &Config) -> Result<calibrate::Method> {
-    let calibrator = calibrate::find(&args.calib_method).context("unknown calibration method")?;
-    let bits = config.scheme.activation.bits() as u32;
-    Ok(calibrate::Method { calibrator, settings: calibrate::Settings { percentile: args.percentile, bits } })
+/// As many samples as fit into the memory.
+fn samples_at_a_time(model: &Model, config: &Config, data: &dyn Dataset, limit: u64) -> Result<usize> {
+    let need = quant::memory_need(model.clone(), config, &data.sample(0)?, &mut Sink::default())?;
+    need.samples_within(limit, config.threads).map_or_else(
+        || {
+            let least = need.at(1).div_ceil(1_000_000);
+            Err(anyhow!("the run needs about {least} MB, more than --max-memory allows"))
+                .help(|| format!("--max-memory {least}M is the least that works"))
+        },
+        Ok,
+    )
 }
 
 /// Prints what would be done.
@@ -446,7 +629,7 @@ pub(super) fn data_paths(given: Vec<PathBuf>, input: &Path, session: &Session) -
 /// Splits the samples and says so where the split is not what one would expect.
 pub(super) fn split_samples(
     samples: &Arc<dyn Dataset>,
-    holdout: f64,
+    pub(super) holdout: f64,
     limit: usize,
     session: &mut Session,
 ) -> Result<Split> {
@@ -486,6 +669,19 @@ mod tests {
         assert!(message(&dir.path().join(".").join("a.onnx")).contains("is the input"));
         assert!(message(&dir.path().join("none/b.onnx")).contains("there is no folder"));
         assert!(message(dir.path()).contains("is a folder"));
+    }
+
+    #[test]
+    fn sizes_and_ratios() {
+        assert_eq!(bytes("800M"), Ok(800_000_000));
+        assert_eq!(bytes("1.5 GiB"), Ok(3 << 29));
+        assert_eq!(bytes("12"), Ok(12));
+        assert!(bytes("x").is_err() && bytes("5X").is_err() && bytes("").is_err());
+        assert_eq!(ratio("1/255"), Ok(1.0 / 255.0));
+        assert!(ratio("0").is_err() && ratio("1/0").is_err() && ratio("a").is_err());
+        assert_eq!(resize("256"), Ok(Resize::Short(256)));
+        assert_eq!(resize("224x320"), Ok(Resize::Exact(224, 320)));
+        assert!(resize("0").is_err() && crop("2x").is_err());
     }
 
     #[test]

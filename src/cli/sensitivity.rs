@@ -88,16 +88,16 @@ struct Findings {
 pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     let selection = Selection::new(&args.select)?;
     let model = session.read(&args.model)?;
-    let paths = quantize::data_paths(args.calib.calib.clone(), &args.model, session)?;
-    let samples = Arc::new(session.data(&paths, &model, &args.calib.input_shape)?);
-    let limit = args.calib.calib_samples.get();
+    let paths = quantize::data_paths(args.calib.data.calib.clone(), &args.model, session)?;
+    let samples = Arc::new(session.data(&paths, &model, &args.calib.data.input_shape)?);
+    let limit = args.calib.data.calib_samples.get();
     let all: Arc<dyn crate::calibrate::dataset::Dataset> = Arc::clone(&samples) as _;
     let data = crate::calibrate::dataset::split(&all, 0.0, Some(limit))?.calibration;
     session.flush();
     let base = Config::new(&args.target)?;
     let excluding = selection.clone();
     let config = Config {
-        method: quantize::method(&args.calib, &base)?,
+        method: args.calib.data.method(&base)?,
         exclude: Box::new(move |label, op_type| excluding.excludes(label, op_type)),
         threads: session.threads,
         ..base

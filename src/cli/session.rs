@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::Common;
 use super::progress::Bar;
 use crate::calibrate::carry::Pair;
-use crate::calibrate::dataset::{Request, Samples, input_specs, open};
+use crate::calibrate::dataset::{ImageOptions, Request, Samples, input_specs, open};
 use crate::diag::{Severity, Sink};
 use crate::error::{Context, Result};
 use crate::ir::Model;
@@ -107,15 +107,16 @@ impl Session {
 
     /// Opens data for a model.
     pub(super) fn data(&mut self, paths: &[PathBuf], model: &Model, shapes: &[String]) -> Result<Samples> {
-        self.data_with_state(paths, model, shapes, &[])
+        self.data_with(paths, model, shapes, ImageOptions::default(), &[])
     }
 
     /// Opens data for a model some of whose inputs are fed back, which samples need not hold.
-    pub(super) fn data_with_state(
+    pub(super) fn data_with(
         &mut self,
         paths: &[PathBuf],
         model: &Model,
         shapes: &[String],
+        image: ImageOptions,
         carried: &[Pair],
     ) -> Result<Samples> {
         let shapes = shapes.iter().map(|s| input_shape(s)).collect::<Result<_>>()?;
@@ -123,7 +124,15 @@ impl Session {
         for spec in &mut specs {
             spec.is_required &= !carried.iter().any(|(input, _)| *input == spec.name);
         }
-        open(paths, &Request { specs, shapes, seed: 0 }, &mut self.sink)
+        open(paths, &Request { specs, shapes, image, seed: 0 }, &mut self.sink)
+    }
+
+    /// Opens data that only shapes are taken from: that it is random or short does not matter.
+    pub(super) fn data_for_shapes(&mut self, paths: &[PathBuf], model: &Model, shapes: &[String]) -> Result<Samples> {
+        let kept = std::mem::take(&mut self.sink);
+        let samples = self.data(paths, model, shapes);
+        self.sink = kept;
+        samples
     }
 }
 

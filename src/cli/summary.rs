@@ -65,6 +65,7 @@ impl Summary {
         let samples = match (r.holdout_is_calibration, r.n_calibration) {
             (_, 0) => "no data".to_owned(),
             (true, n) => format!("{n} samples (none held out)"),
+            (false, n) if r.n_holdout == 0 => format!("a cache of {n} samples"),
             (false, n) => format!("{n} samples (+{} held out)", r.n_holdout),
         };
         let _ = writeln!(
@@ -99,7 +100,11 @@ impl Summary {
             long_row(&mut t, "", &format!("{} more outputs, at least {}", rest.len(), decibels(worst)));
         }
         if r.outputs.is_empty() {
-            let why = if self.is_static { "no output could be computed" } else { "no data was given (--calib)" };
+            let why = match (r.n_holdout, r.n_calibration) {
+                (0, 0) => "no data was given (--calib)",
+                (0, _) => "there are no samples beside the cache (--calib)",
+                _ => "no output could be computed",
+            };
             long_row(&mut t, "output error", &format!("not measured: {why}"));
         }
         if r.holdout_is_calibration {

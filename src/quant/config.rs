@@ -9,6 +9,7 @@ use super::region::Region;
 use super::scheme::{Choices, Scheme};
 use super::target::Target;
 use crate::calibrate::Method;
+use crate::calibrate::cache::Cache;
 use crate::error::{Context, Result, WithHelp, bail};
 use crate::ir::{GraphId, Model, NodeId};
 use crate::ops::quant_rule::{CAST, QUANTIZED};
@@ -35,6 +36,8 @@ pub struct Config {
     pub scheme: Scheme,
     /// How ranges are chosen.
     pub method: Method,
+    /// What was observed before, for the ranges of the model as it is prepared; samples are then not run for them.
+    pub cache: Option<Cache>,
     /// Names the nodes that stay float: gets name and operator, gives the reason.
     pub exclude: Box<dyn Fn(&str, &str) -> Option<String> + Sync>,
     /// Only nodes in one of these parts are quantized; without any, all may be.
@@ -64,6 +67,7 @@ impl Config {
             scheme: Scheme::new(&target, &Choices::default())?,
             target,
             method: Method::default(),
+            cache: None,
             exclude: Box::new(|_, _| None),
             regions: Vec::new(),
             overrides: Overrides::new(),

@@ -13,6 +13,7 @@ pub mod facts;
 pub mod importance;
 pub mod lazy;
 pub mod measure;
+pub mod memory;
 pub mod noise;
 pub mod overrides;
 pub mod params;
@@ -30,10 +31,14 @@ pub mod solve;
 pub mod target;
 pub mod weight_only;
 
-use crate::calibrate::dataset::Dataset;
+use std::collections::BTreeMap;
+
+use crate::calibrate::Tracker;
+use crate::calibrate::cache::Cache;
+use crate::calibrate::dataset::{Dataset, Sample};
 use crate::diag::Sink;
-use crate::error::{Location, Result, WithHelp, bail, ensure};
-use crate::interp::{CompileOptions, Program};
+use crate::error::{Context, Location, Result, WithHelp, bail, ensure};
+use crate::interp::{CompileOptions, Program, RunOptions};
 use crate::ir::{Def, Model};
 use crate::passes;
 
@@ -90,18 +95,8 @@ pub fn quantize(
     }
     let mut report = Report { before: report::Side::of(&model), ..Report::default() };
     ensure!(!data.calibration.is_empty(), "there are no calibration samples");
-    close_inputs(&mut model, sink);
-    let mut ctx = passes::Ctx::new(sink).opset_floor(config.opset_floor());
-    passes::manager::run(&mut model, &passes::PREPARE, &mut ctx, observer)?;
-    crate::infer::infer(&mut model, sink)?;
-    observer("prepare", &model);
+    prepare(&mut model, config, observer, sink)?;
     let excluded = config.excluded(&model)?;
-    for name in config.overrides.keys() {
-        ensure!(
-            tensor(&model, name).is_some(),
-            "the override of \"{name}\": there is no tensor of that name in the model"
-        );
-    }
 
     report_unknown(&model, sink);
     let program = Program::compile(&model, &CompileOptions { skip_unknown: true, ..CompileOptions::default() })?;
@@ -173,6 +168,90 @@ fn self_check(emitted: &Model, config: &Config, sink: &mut Sink) -> Result<()> {
     let text: Vec<String> = errors.iter().take(5).map(ToString::to_string).collect();
     let e: Result<()> = (|| bail!("the emitted model fails the self-check: {}", text.join("; ")))();
     e.help(|| "report this with the model; --nodes-to-exclude on the named node avoids it".into())
+}
+
+/// Quantizes a model by a calibration cache alone, where the data cannot be had: no algorithm is applied and nothing is
+/// measured. The sample gives shapes; its values do not matter.
+///
+/// # Errors
+/// As [`quantize`], or the cache does not fit the model.
+pub fn quantize_without_data(
+    mut model: Model,
+    config: &Config,
+    cache: &Cache,
+    sample: &Sample,
+    observer: &mut dyn FnMut(&str, &Model),
+    sink: &mut Sink,
+) -> Result<Quantized> {
+    let mut report = Report { before: report::Side::of(&model), ..Report::default() };
+    prepare(&mut model, config, observer, sink)?;
+    let excluded = config.excluded(&model)?;
+    report_unknown(&model, sink);
+    let options = RunOptions { threads: config.threads, ..RunOptions::default() };
+    let facts = facts::Facts::of(&model, &sample.inputs, options, true)
+        .with_context(|| format!("running the float model on {}", sample.origin))?;
+    let observed = solve::cached(&model, config, &facts, &excluded, cache, sink)?;
+    let solver = solve::Solver { model: &model, config, facts: &facts, observed: &observed };
+    let plan = solver.plan(&excluded)?;
+    let emitted = solver.emit(&plan)?;
+    self_check(&emitted, config, sink)?;
+    report_unused(&model, &plan, config, sink);
+    report.notes.push("ranges are from the cache; without samples no algorithm was tried and nothing measured".into());
+    report.n_calibration = cache.samples.len();
+    report.is_floor_met = true;
+    report.describe(&model, &plan, &emitted);
+    observer("quantize", &emitted);
+    Ok(Quantized { model: emitted, prepared: model, plan, report })
+}
+
+/// Observes a model on samples for a cache: the statistics of each tensor, by name (see [`solve::cache_name`]).
+///
+/// # Errors
+/// The model is quantized already or does not run on the samples.
+pub fn calibrate(
+    mut model: Model,
+    config: &Config,
+    data: &dyn Dataset,
+    progress: &dyn Progress,
+    sink: &mut Sink,
+) -> Result<BTreeMap<String, Tracker>> {
+    prepare(&mut model, config, &mut |_, _| {}, sink)?;
+    let excluded = config.excluded(&model)?;
+    let first = data.sample(0)?;
+    let options = RunOptions { threads: config.threads, ..RunOptions::default() };
+    let facts = facts::Facts::of(&model, &first.inputs, options, true)
+        .with_context(|| format!("running the float model on {}", first.origin))?;
+    let trackers = solve::track(&model, config, &facts, &excluded, data, progress)?;
+    Ok(trackers.into_iter().map(|(place, t)| (solve::cache_name(&model, place), t)).collect())
+}
+
+/// What quantizing a model needs of memory (see [`memory::Need`]), from one run of it on a sample.
+///
+/// # Errors
+/// The model is quantized already or does not run on the sample.
+pub fn memory_need(mut model: Model, config: &Config, sample: &Sample, sink: &mut Sink) -> Result<memory::Need> {
+    prepare(&mut model, config, &mut |_, _| {}, sink)?;
+    let options = RunOptions { threads: config.threads, ..RunOptions::default() };
+    let facts = facts::Facts::of(&model, &sample.inputs, options, true)
+        .with_context(|| format!("running the float model on {}", sample.origin))?;
+    memory::Need::of(&model, config, &facts)
+}
+
+/// What every model goes through first.
+fn prepare(model: &mut Model, config: &Config, observer: &mut dyn FnMut(&str, &Model), sink: &mut Sink) -> Result<()> {
+    refuse_unsuitable(model)?;
+    close_inputs(model, sink);
+    let mut ctx = passes::Ctx::new(sink).opset_floor(config.opset_floor());
+    passes::manager::run(model, &passes::PREPARE, &mut ctx, observer)?;
+    crate::infer::infer(model, sink)?;
+    observer("prepare", model);
+    for name in config.overrides.keys() {
+        ensure!(
+            tensor(model, name).is_some(),
+            "the override of \"{name}\": there is no tensor of that name in the model"
+        );
+    }
+    Ok(())
 }
 
 /// Takes stored tensors that older exporters list as graph inputs (weights, mostly) for the constants that they are, and

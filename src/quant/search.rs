@@ -17,6 +17,7 @@ use super::plan::{Decision, NodePlace, Place, QuantPlan};
 use super::progress::Progress;
 use super::report::Report;
 use super::solve::{self, Observed, Solver, compile};
+use crate::calibrate::cache::Cache;
 use crate::calibrate::dataset::{Dataset, Sample};
 use crate::diag::Sink;
 use crate::error::{Context, Result, anyhow};
@@ -83,7 +84,7 @@ impl Variant {
         model: Model,
         config: &Config,
         excluded: &Excluded,
-        data: &dyn Dataset,
+        (data, cache): (&dyn Dataset, Option<&Cache>),
         progress: &dyn Progress,
         sink: &mut Sink,
     ) -> Result<Self> {
@@ -91,7 +92,10 @@ impl Variant {
         let options = RunOptions { threads: config.threads, ..RunOptions::default() };
         let facts = Facts::of(&model, &first.inputs, options, true)
             .with_context(|| format!("running the float model on {}", first.origin))?;
-        let observed = solve::observe(&model, config, &facts, excluded, data, progress, sink)?;
+        let observed = match cache {
+            Some(cache) => solve::cached(&model, config, &facts, excluded, cache, sink)?,
+            None => solve::observe(&model, config, &facts, excluded, data, progress, sink)?,
+        };
         Ok(Variant { model, facts, observed })
     }
 
@@ -145,7 +149,7 @@ pub fn choose(
     let (fit, tune) = split(data.calibration);
     let reference = Reference::new(&compile(&model)?, &tune, TUNE_SAMPLES, config.threads)?;
     let search = Search { config, reference, fit, progress };
-    let mut variant = Variant::new(model, config, excluded, &search.fit, progress, sink)?;
+    let mut variant = Variant::new(model, config, excluded, (&search.fit, config.cache.as_ref()), progress, sink)?;
     let nothing = Noise::default();
     let mut out = variant.partition(config, &nothing).for_speed(excluded)?;
     let mut best = search.attempt(&variant, &out, None)?;
@@ -239,7 +243,7 @@ impl Search<'_> {
         if done.is_empty() {
             return Ok(None);
         }
-        let other = Variant::new(model, self.config, excluded, &self.fit, self.progress, sink)?;
+        let other = Variant::new(model, self.config, excluded, (&self.fit, None), self.progress, sink)?;
         let attempt = self.attempt(&other, excluded, None)?;
         Ok(Some((other, attempt, done.len())))
     }

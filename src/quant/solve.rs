@@ -18,9 +18,10 @@ use super::realize::{qdq, qoperator};
 use super::scheme::Form;
 use super::target::BiasType;
 use crate::calibrate::Tracker;
+use crate::calibrate::cache::Cache;
 use crate::calibrate::dataset::Dataset;
 use crate::diag::Sink;
-use crate::error::{At, Context, Location, Result, anyhow, bail, ensure};
+use crate::error::{At, Context, Location, Result, WithHelp, anyhow, bail, ensure};
 use crate::interp::{CompileOptions, Program, RunOptions};
 use crate::ir::{Def, GraphId, Model, NodeId, ValueId};
 use crate::ops::{Item, QuantRule};
@@ -150,7 +151,55 @@ pub fn track(
     })?;
     progress.end();
     let finished = trackers.into_iter().map(|(p, t)| (p, t.into_inner().unwrap_or_else(PoisonError::into_inner)));
-    Ok(finished.filter(|(_, t)| t.n > 0).collect())
+    Ok(finished.collect())
+}
+
+/// The name of a place in a calibration cache: the value's, and in bodies of `If` and `Loop` the number of the graph too,
+/// since bodies beside each other may use a name twice.
+#[must_use]
+pub fn cache_name(model: &Model, (g, v): Place) -> String {
+    let name = &model.graph(g).value(v).name;
+    match model.graph_ids().position(|id| id == g) {
+        Some(0) | None => name.to_string(),
+        Some(i) => format!("{name}@{i}"),
+    }
+}
+
+/// What a cache holds of each tensor that some plan could quantize, instead of [`observe`]. The model must be as the
+/// cache saw it: prepared, and not changed by any algorithm.
+///
+/// # Errors
+/// A tensor is not in the cache (in one of another tool it may be missing, and stays float).
+pub fn cached(
+    model: &Model,
+    config: &Config,
+    facts: &Facts,
+    excluded: &Excluded,
+    cache: &Cache,
+    sink: &mut Sink,
+) -> Result<Observed> {
+    let places = observable(model, config, facts, excluded)?;
+    let mut observed = Observed::new();
+    let mut n_missing = 0;
+    for &place in &places {
+        let name = cache_name(model, root(model, place));
+        match cache.tensors.get(&name) {
+            Some(entry) => {
+                let (low, high) = entry.range().unwrap_or_default();
+                observed.insert(place, Stats { range: Range::new(low, high), ..Stats::from(&entry.tracker) });
+            }
+            None if cache.is_foreign() => n_missing += 1,
+            None => {
+                let e: Result<()> = (|| bail!("the calibration cache has no tensor \"{name}\""))();
+                e.help(|| "it was made for another target or by another version; make it again".into())?;
+            }
+        }
+    }
+    if n_missing > 0 {
+        let message = format!("{n_missing} of {} tensors are not in it and stay float", places.len());
+        sink.warn("calibration-cache", Location::default(), message);
+    }
+    Ok(observed)
 }
 
 /// Makes plans complete and models of plans.

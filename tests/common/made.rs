@@ -20,7 +20,7 @@ use super::testdata;
 /// A model of `testdata/models` with its samples.
 pub fn load(name: &str) -> (Model, Samples) {
     let model = read(&testdata(&format!("models/{name}.onnx"))).unwrap();
-    let request = Request { specs: input_specs(&model).unwrap(), shapes: Vec::new(), seed: 0 };
+    let request = Request { specs: input_specs(&model).unwrap(), ..Request::default() };
     let data = open(&[testdata(&format!("models/{name}.npz"))], &request, &mut Sink::default()).unwrap();
     (model, data)
 }

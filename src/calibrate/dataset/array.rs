@@ -46,6 +46,12 @@ impl Array {
         Ok(Array { path: path.into(), place: Place::Npy(header), whole: OnceLock::new() })
     }
 
+    /// Elements that a file of `size` bytes holds without a header of their own.
+    pub(super) fn raw(path: &Path, header: Header, size: u64) -> Result<Self> {
+        npy::check_size(&header, size).with_context(|| format!("cannot read '{}'", path.display()))?;
+        Ok(Array { path: path.into(), place: Place::Npy(header), whole: OnceLock::new() })
+    }
+
     /// The arrays of an `.npz` file by name, in the file's order.
     pub(super) fn npz(path: &Path) -> Result<Vec<(String, Self)>> {
         let what = || format!("cannot read '{}'", path.display());

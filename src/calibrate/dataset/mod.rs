@@ -9,7 +9,9 @@
 //! | folder of `.npy` | a file, for a model of one input |
 //! | folder with a folder of `.npy` per input | the files of the same rank in each folder |
 //! | folder of `INPUT_KEY.npy` | the files of the same key |
-//! | one `.npz` or `.npy` | an index of the first axis |
+//! | one `.npz`, `.npy` or `.safetensors` | an index of the first axis |
+//! | a `.txt` list | a line: the `.npy` or `.raw` file of each input |
+//! | folder of images, or of folders of images | an image, made a tensor by [`ImageOptions`] |
 //! | folder of `test_data_set_N` with `input_M.pb`, or one such folder | a folder; `M` counts the inputs |
 //! | `random` | numbers: to see that a model runs, not to calibrate it |
 //!
@@ -33,6 +35,7 @@ use crate::error::{Context, Result, WithHelp, anyhow, bail, ensure};
 use crate::tensor::Tensor;
 
 pub use check::{InputSpec, input_specs, is_similar};
+pub use image_folder::{ImageOptions, Resize};
 pub use samples::Samples;
 pub use split::{Split, Subset, split};
 
@@ -69,6 +72,8 @@ pub struct Request {
     pub specs: Vec<InputSpec>,
     /// Shapes for `random`, by input, where the model leaves dimensions open.
     pub shapes: Vec<(String, Vec<usize>)>,
+    /// How images become tensors.
+    pub image: ImageOptions,
     /// Selects the numbers of `random`.
     pub seed: u64,
 }
@@ -101,6 +106,9 @@ sources! {
     test_data_set
     npz_folder
     npy_folder
+    safetensors
+    list_file
+    image_folder
 }
 
 /// A warning is given when there are fewer samples than this.

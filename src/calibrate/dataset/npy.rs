@@ -44,6 +44,13 @@ pub struct Header {
 }
 
 impl Header {
+    /// Of little-endian elements in row-major order without a header of their own, from `data_start` on.
+    #[must_use]
+    pub fn raw(dtype: DType, shape: Vec<usize>, data_start: u64) -> Self {
+        let swapped = cfg!(target_endian = "big");
+        Header { stored: Stored::Numbers(dtype), swapped, fortran_order: false, shape, data_start }
+    }
+
     /// The element type of the tensor that the array becomes.
     #[must_use]
     pub fn dtype(&self) -> DType {

@@ -251,7 +251,7 @@ fn samples_are_checked_and_judged_as_they_are_read() {
 #[test]
 fn random_only_by_name() {
     let open_with = |specs: &[InputSpec], shapes: &[(String, Vec<usize>)]| {
-        let request = Request { specs: specs.to_vec(), shapes: shapes.to_vec(), seed: 1 };
+        let request = Request { specs: specs.to_vec(), shapes: shapes.to_vec(), seed: 1, ..Request::default() };
         open(&["random".into()], &request, &mut Sink::default())
     };
     let data = open_with(&[image()], &[]).unwrap();
@@ -293,4 +293,105 @@ fn natural_order() {
     names.sort_by_cached_key(|n| natural_key(n));
     let expected = ["9", "10", "a", "a09", "a9", "a9b2", "a9b10", "a10", "b", names[9]];
     assert_eq!(names, expected);
+}
+
+#[test]
+fn safetensors() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data.safetensors");
+    let header = r#"{"__metadata__":{"made":"here"},"image":{"dtype":"F32","shape":[3,2],"data_offsets":[0,24]}}"#;
+    let write = |header: &str, n: usize| {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend((0..n).flat_map(|i| (i as f32).to_le_bytes()));
+        fs::write(&path, bytes).unwrap();
+    };
+    write(header, 6);
+    let data = open_path(&path, &[image()]).unwrap();
+    assert_eq!(column(&data, "image"), [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]);
+    write(header, 5);
+    assert!(message(&open_path(&path, &[image()]).unwrap_err()).contains("truncated"));
+    for (from, to, why) in
+        [("24", "20", "do not agree"), ("F32", "F8_E4M3", "type F8_E4M3"), ("[3,2]", "3", "\"shape\"")]
+    {
+        write(&header.replace(from, to), 6);
+        let e = message(&open_path(&path, &[image()]).unwrap_err());
+        assert!(e.contains(why) && e.contains("tensor \"image\""), "{e}");
+    }
+    fs::write(&path, [255; 12]).unwrap();
+    assert!(message(&open_path(&path, &[image()]).unwrap_err()).contains("no .safetensors file"));
+}
+
+#[test]
+fn lists_of_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    npy_file(&file("a.npy"), &pixels(1.0, 2.0));
+    fs::write(file("b.raw"), [3.0f32, 4.0].map(f32::to_le_bytes).concat()).unwrap();
+    fs::write(file("ids.raw"), [7i64, 8, 9].map(i64::to_le_bytes).concat()).unwrap();
+    let list = file("list.txt");
+    fs::write(&list, "# samples\na.npy ids.raw\n\nmodel/ids:0:=ids.raw image:=b.raw\n").unwrap();
+    let specs = [image(), ids()];
+    let data = open_path(&list, &specs).unwrap();
+    assert_eq!(column(&data, "image"), [[1.0, 2.0], [3.0, 4.0]]);
+    assert_eq!(column(&data, "model/ids:0"), [[7.0, 8.0, 9.0], [7.0, 8.0, 9.0]]);
+    for (text, why) in [
+        ("a.npy", "no file for input \"model/ids:0\""),
+        ("a.npy ids.raw a.npy", "more files than the model inputs"),
+        ("x:=a.npy", "\"x\" is no input"),
+        ("a.npy gone.raw", "gone.raw"),
+        ("list.txt", "is no .npy, .raw or .bin file"),
+    ] {
+        fs::write(&list, text).unwrap();
+        let e = message(&open_path(&list, &specs).unwrap_err());
+        assert!(e.contains(why) && e.contains("line 1"), "{e}");
+    }
+    fs::write(file("b.raw"), [0; 12]).unwrap();
+    fs::write(&list, "b.raw ids.raw").unwrap();
+    assert!(message(&open_path(&list, &specs).unwrap_err()).contains("12 bytes"), "three floats are no pairs");
+}
+
+#[test]
+fn images() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut picture = ::image::RgbImage::new(4, 2);
+    for (x, y, p) in picture.enumerate_pixels_mut() {
+        *p = ::image::Rgb([x as u8 * 10, y as u8 * 100, 200]);
+    }
+    fs::create_dir(dir.path().join("class")).unwrap();
+    picture.save(dir.path().join("class/a.png")).unwrap();
+    let nchw = spec("x", DType::F32, &["N", "3", "2", "4"]);
+    let read = |spec: &InputSpec, image: ImageOptions| -> Result<Vec<f64>> {
+        let request = Request { specs: vec![spec.clone()], image, ..Request::default() };
+        let data = open(&[dir.path().to_owned()], &request, &mut Sink::default())?;
+        Ok(column(&data, "x").remove(0))
+    };
+    let plain = || ImageOptions { scale: Some(1.0), ..ImageOptions::default() };
+    let red = [0.0, 10.0, 20.0, 30.0, 0.0, 10.0, 20.0, 30.0];
+    let x = read(&nchw, plain()).unwrap();
+    assert_eq!(x[..8], red);
+    assert_eq!(x[8..16], [0.0, 0.0, 0.0, 0.0, 100.0, 100.0, 100.0, 100.0]);
+    assert_eq!(x[16..], [200.0; 8]);
+    assert_eq!(read(&nchw, ImageOptions { is_bgr: true, ..plain() }).unwrap()[16..], red);
+    let normal =
+        ImageOptions { scale: Some(0.5), mean: vec![1.0, 2.0, 3.0], std: vec![2.0], ..ImageOptions::default() };
+    let x = read(&nchw, normal).unwrap();
+    assert_eq!((x[1], x[12], x[20]), (2.0, 24.0, 48.5));
+    // Channels last, as the shape has it, and uint8 needs no options.
+    let nhwc = spec("x", DType::U8, &["1", "2", "4", "3"]);
+    assert_eq!(read(&nhwc, ImageOptions::default()).unwrap()[..6], [0.0, 0.0, 200.0, 10.0, 0.0, 200.0]);
+    // The middle of the picture; the shorter side scaled to the model's.
+    let square = spec("x", DType::F32, &["N", "3", "2", "2"]);
+    assert_eq!(read(&square, ImageOptions { crop: Some((2, 2)), ..plain() }).unwrap()[..4], [10.0, 20.0, 10.0, 20.0]);
+    let short = ImageOptions { resize: Some(Resize::Short(2)), ..plain() };
+    assert_eq!(read(&square, short).unwrap()[..4], [10.0, 20.0, 10.0, 20.0]);
+    assert_eq!(read(&square, plain()).unwrap().len(), 12, "scaled to the model's size");
+    let e = read(&nchw, ImageOptions::default()).unwrap_err();
+    assert!(help_of(&e).unwrap().contains("--scale 1/255"), "{e:#}");
+    let e = read(&nchw, ImageOptions { mean: vec![1.0, 2.0], ..ImageOptions::default() }).unwrap_err();
+    assert!(message(&e).contains("--mean has 2 numbers, the input 3 channels"), "{e:#}");
+    fs::write(dir.path().join("class/a.png"), "no picture").unwrap();
+    let request = Request { specs: vec![nchw], image: plain(), ..Request::default() };
+    let data = open(&[dir.path().to_owned()], &request, &mut Sink::default()).unwrap();
+    assert!(message(&data.sample(0).unwrap_err()).contains("a.png"));
 }

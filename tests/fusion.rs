@@ -6,6 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::npz::Array;
+use common::optimized;
 use common::ort::{Level, ort_optimized, ort_run};
 use onnx_quant::calibrate::dataset::{Dataset, Sample};
 use onnx_quant::diag::Sink;
@@ -146,7 +147,10 @@ fn check(what: &str, (model, shape): (Model, Vec<usize>), integer: &[(&str, usiz
 
     let mut seed = 5;
     let x = numbers(shape.iter().product(), &mut seed);
-    let theirs = ort_run(&path, &[("x", &Array::new(&shape, &x))]).unwrap();
+    let given = Array::new(&shape, &x);
+    let theirs = ort_run(&path, &[("x", &given)]).unwrap();
+    // What the optimizer makes of our output is a model, too.
+    optimized::agrees(&path, &[("x", &given)]).unwrap_or_else(|e| panic!("{what}, optimized: {e}"));
     let program = Program::compile(&done.model, &CompileOptions::default()).unwrap();
     let ours = program.run_tensors(&[Tensor::new(&shape, x).unwrap()], RunOptions::default()).unwrap();
     let (a, b) = (ours[0].to_f64s().unwrap(), theirs[0].1.to_vec::<f32>());

@@ -79,8 +79,8 @@ fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
         Some(m) => {
             ensure!(m.shape() == [batch, len], "input 7 has shape {:?}, expected [{batch}, {len}]", m.shape());
             let v = m.to_i64s()?;
-            // The number of leading positions that are not masked.
-            (0..batch).map(|b| v[b * len..(b + 1) * len].iter().take_while(|x| **x == 1).count() as i32).collect()
+            // The number of positions that are not masked.
+            (0..batch).map(|b| v[b * len..(b + 1) * len].iter().filter(|x| **x == 1).count() as i32).collect()
         }
         None => vec![0i32; batch],
     };

@@ -12,6 +12,7 @@ pub mod compare;
 pub mod made;
 pub mod models;
 pub mod npz;
+pub mod optimized;
 pub mod ort;
 pub mod pb;
 pub mod python;

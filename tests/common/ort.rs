@@ -124,6 +124,14 @@ pub fn openvino_run(model: &Path, inputs: &[(&str, &Array)]) -> Result<(Vec<(Str
     Ok((npz::read(&made), layers.into_iter().map(|[a, b]| (a, b)).collect()))
 }
 
+/// Writes the graph that ONNX Runtime would run after its optimizations.
+///
+/// # Errors
+/// What ONNX Runtime says when it does not load the model.
+pub fn ort_optimize(model: &Path, level: Level, to: &Path) -> Result<(), String> {
+    request("optimize", json!({ "model": model, "level": level.as_str(), "to": to })).map(drop)
+}
+
 /// Operator type and domain of every node in [`ort_optimized`].
 ///
 /// # Errors

@@ -124,6 +124,14 @@ def op_optimized_ops(model, level):
     return [[n.name, n.op_type, n.domain] for n in nodes_of(m.graph)]
 
 
+def op_optimize(model, level, to):
+    """Writes the graph as ONNX Runtime would run it."""
+    o = options(level)
+    o.optimized_model_filepath = to
+    ort.InferenceSession(model, o, providers=["CPUExecutionProvider"])
+    return None
+
+
 def op_check(model):
     """The checker's full check, and shape inference in its strictest form."""
     onnx.checker.check_model(model, full_check=True)

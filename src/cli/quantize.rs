@@ -629,7 +629,7 @@ pub(super) fn data_paths(given: Vec<PathBuf>, input: &Path, session: &Session) -
 /// Splits the samples and says so where the split is not what one would expect.
 pub(super) fn split_samples(
     samples: &Arc<dyn Dataset>,
-    pub(super) holdout: f64,
+    holdout: f64,
     limit: usize,
     session: &mut Session,
 ) -> Result<Split> {

@@ -70,7 +70,7 @@ fn passes_do_not_change_what_is_computed() {
     let mut n_changed = 0;
     for (path, data) in models() {
         let model = onnx_quant::onnx::read(&path).unwrap();
-        let request = Request { specs: input_specs(&model).unwrap(), shapes: Vec::new(), seed: 0 };
+        let request = Request { specs: input_specs(&model).unwrap(), shapes: Vec::new(), seed: 0, ..Request::default() };
         let samples = open(&[data], &request, &mut Sink::default()).unwrap();
         let before = outputs(&model, &samples);
         // Half precision is widened: that rounds less than the model did.

@@ -8,6 +8,7 @@
 //! **Add a verb:** a new file `src/cli/<verb>.rs` with `Args` and `run`, and a line in [`Command`].
 
 mod check;
+mod compare;
 mod completions;
 mod convert;
 mod demo;
@@ -19,6 +20,7 @@ mod progress;
 mod quantize;
 mod run;
 mod select;
+mod sensitivity;
 mod session;
 mod strip;
 mod summary;
@@ -94,6 +96,10 @@ enum Command {
     Extract(extract::Args),
     /// List the runtimes that models can be made for, or show what one of them runs in integers
     Targets(targets::Args),
+    /// Rank the operators by the accuracy that they cost in integers
+    Sensitivity(sensitivity::Args),
+    /// Run two models on the same inputs and show where they differ
+    Compare(compare::Args),
     /// Quantize a built-in network that reads digits, with built-in samples, and show what it does
     Demo(demo::Args),
     /// Print shell completions
@@ -141,6 +147,8 @@ fn dispatch(command: Option<Command>, quantize: quantize::Args, session: &mut Se
         Some(Command::Strip(args)) => strip::run(&args, session),
         Some(Command::Extract(args)) => extract::run(&args, session),
         Some(Command::Targets(args)) => targets::run(&args, session),
+        Some(Command::Sensitivity(args)) => sensitivity::run(args, session),
+        Some(Command::Compare(args)) => compare::run(&args, session),
         Some(Command::Demo(args)) => demo::run(&args, session),
         Some(Command::Completions(args)) => completions::run(&args),
         Some(Command::Man(args)) => man::run(&args),

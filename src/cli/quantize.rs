@@ -49,31 +49,31 @@ pub(super) struct Args {
 #[derive(Debug, clap::Args)]
 #[group(skip)]
 #[command(next_help_heading = "Calibration")]
-struct CalibArgs {
+pub(super) struct CalibArgs {
     /// Calibration data: folder of .npz or .npy, one .npz or .npy, test_data_set_N folders, or `random`; repeatable
     #[arg(short, long, value_name = "DATA")]
-    calib: Vec<PathBuf>,
+    pub(super) calib: Vec<PathBuf>,
     /// Most samples to use, spread evenly over the data
     #[arg(short = 'n', long, value_name = "N", default_value = "300",
           visible_aliases = ["num-samples", "num-calib-data"], alias = "subset-size")]
-    calib_samples: std::num::NonZeroUsize,
+    pub(super) calib_samples: std::num::NonZeroUsize,
     /// How the ranges of activations are chosen
     #[arg(long, value_name = "METHOD", default_value = "auto", value_parser = methods(), ignore_case = true,
           visible_alias = "calibration-method")]
-    calib_method: String,
+    pub(super) calib_method: String,
     /// Share of the values that the range holds, for `--calib-method percentile`
     #[arg(long, value_name = "P", default_value_t = 99.999, value_parser = percentile)]
-    percentile: f64,
+    pub(super) percentile: f64,
     /// Samples held out to measure the result, as a fraction; at least one
     #[arg(long, value_name = "FRACTION", default_value_t = 0.2, value_parser = fraction)]
-    holdout: f64,
+    pub(super) holdout: f64,
     /// Feeds an output back as the next sample's input: the state of models that are called step by step. One * on both
     /// sides stands for the same text: past.*=present.*
     #[arg(long, value_name = "INPUT=OUTPUT")]
-    carry: Vec<String>,
+    pub(super) carry: Vec<String>,
     /// Shape of an input for `random` data, where the model leaves it open
     #[arg(long, value_name = "NAME:1,3,224,224")]
-    input_shape: Vec<String>,
+    pub(super) input_shape: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -262,7 +262,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     let samples = if mode != Mode::Static && args.calib.calib.is_empty() {
         Arc::new(Samples::none())
     } else {
-        let paths = data_paths(args.calib.calib, &input, session)?;
+        let paths = data_paths(args.calib.calib.clone(), &input, session)?;
         Arc::new(session.data_with_state(&paths, &model, &args.calib.input_shape, &pairs)?)
     };
     let mut all: Arc<dyn Dataset> = Arc::<Samples>::clone(&samples);
@@ -273,12 +273,9 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     session.flush();
 
     let excluding = selection.clone();
-    let calibrator = calibrate::find(&args.calib.calib_method).context("unknown calibration method")?;
-    let bits = base.scheme.activation.bits() as u32;
-    let settings = calibrate::Settings { percentile: args.calib.percentile, bits };
     let config = Config {
         mode,
-        method: calibrate::Method { calibrator, settings },
+        method: method(&args.calib, &base)?,
         exclude: Box::new(move |label, op_type| excluding.excludes(label, op_type)),
         min_sqnr_db: args.scheme.min_sqnr.unwrap_or(base.min_sqnr_db),
         threads: session.threads,
@@ -338,6 +335,13 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
         ));
     }
     Ok(ExitCode::from(if is_met && !done.report.saves_nothing { 0 } else { 3 }))
+}
+
+/// How ranges are chosen.
+pub(super) fn method(args: &CalibArgs, config: &Config) -> Result<calibrate::Method> {
+    let calibrator = calibrate::find(&args.calib_method).context("unknown calibration method")?;
+    let bits = config.scheme.activation.bits() as u32;
+    Ok(calibrate::Method { calibrator, settings: calibrate::Settings { percentile: args.percentile, bits } })
 }
 
 /// Prints what would be done.
@@ -418,7 +422,7 @@ pub(super) fn check_output(input: &Path, output: &Path) -> Result<()> {
 }
 
 /// The data that was given, or test data beside the model.
-fn data_paths(given: Vec<PathBuf>, input: &Path, session: &Session) -> Result<Vec<PathBuf>> {
+pub(super) fn data_paths(given: Vec<PathBuf>, input: &Path, session: &Session) -> Result<Vec<PathBuf>> {
     if !given.is_empty() {
         return Ok(given);
     }

@@ -7,6 +7,7 @@
 //! Chosen values are shown to a [`Tap`] as they are made, which is how calibration observes a model.
 
 mod compile;
+pub mod reverse;
 mod run;
 
 use crate::error::Result;

@@ -56,6 +56,7 @@ pub mod math;
 pub mod micro;
 pub mod plain;
 pub mod pool;
+pub mod reverse;
 pub mod rows;
 pub mod simd;
 mod split;

@@ -6,6 +6,7 @@
 //! Errors: another element type; an unknown `approximate`.
 
 use super::elementwise::{UNARY, each, map, map_tensor, scalars, wrong_type};
+use super::reverse::{Back, Gradients, Reverse};
 use super::{Call, Item, OpDef, OpDomain, OutputRange, QuantRule, Slots};
 use crate::error::{Result, bail};
 use crate::kernels::math;
@@ -35,6 +36,66 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { name: "Tanh", eval: |c| map(c, Tanh {}), quant: combine(OutputRange::Fixed(-1.0, 1.0)), ..UNARY },
     OpDef { name: "ThresholdedRelu", since: 10, eval: thresholded_relu, ..UNARY },
 ];
+
+pub(super) const REVERSE: &[Reverse] = &[
+    Reverse::of("Celu", |b| b.each(|x, _| if x > 0.0 { 1.0 } else { (x / b.float("alpha", 1.0)).exp() })),
+    Reverse::of("Elu", |b| b.each(|x, y| if x > 0.0 { 1.0 } else { y + b.float("alpha", 1.0) })),
+    Reverse::of("Gelu", reverse_gelu),
+    Reverse::microsoft("Gelu", |b| b.each(|x, _| gelu_slope(x))),
+    Reverse::of("HardSigmoid", reverse_hard_sigmoid),
+    Reverse::of("HardSwish", |b| b.each(|x, _| if x <= -3.0 { 0.0 } else if x >= 3.0 { 1.0 } else { x / 3.0 + 0.5 })),
+    Reverse::of("LeakyRelu", |b| b.each(|x, _| if x < 0.0 { b.float("alpha", 0.01) } else { 1.0 })),
+    Reverse::of("Mish", |b| b.each(|x, _| mish_slope(x))),
+    Reverse::microsoft("QuickGelu", |b| b.each(|x, _| swish_slope(x, b.float("alpha", 1.702)))),
+    Reverse::of("Relu", |b| b.each(|x, _| if x > 0.0 { 1.0 } else { 0.0 })),
+    Reverse::of("Selu", reverse_selu),
+    Reverse::of("Shrink", |b| b.each(|x, _| if x.abs() > b.float("lambd", 0.5) { 1.0 } else { 0.0 })),
+    Reverse::of("Sigmoid", |b| b.each(|_, y| y * (1.0 - y))),
+    Reverse::of("Softplus", |b| b.each(|x, _| math::sigmoid(x))),
+    Reverse::of("Softsign", |b| b.each(|x, _| (1.0 + x.abs()).powi(-2))),
+    Reverse::of("Swish", |b| b.each(|x, _| swish_slope(x, b.float("alpha", 1.0)))),
+    Reverse::of("Tanh", |b| b.each(|_, y| 1.0 - y * y)),
+    Reverse::of("ThresholdedRelu", |b| b.each(|x, _| if x > b.float("alpha", 1.0) { 1.0 } else { 0.0 })),
+];
+
+fn gelu_slope(x: f32) -> f32 {
+    let density = math::exp(-0.5 * x * x) * 0.398_942_3;
+    0.5 * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2)) + x * density
+}
+
+fn gelu_tanh_slope(x: f32) -> f32 {
+    let c = (2.0 / std::f32::consts::PI).sqrt();
+    let t = math::tanh(c * (x + 0.044_715 * x * x * x));
+    0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * c * (1.0 + 0.134_145 * x * x)
+}
+
+fn mish_slope(x: f32) -> f32 {
+    let t = math::tanh(math::softplus(x));
+    t + x * math::sigmoid(x) * (1.0 - t * t)
+}
+
+fn swish_slope(x: f32, alpha: f32) -> f32 {
+    let s = math::sigmoid(alpha * x);
+    s + alpha * x * s * (1.0 - s)
+}
+
+fn reverse_gelu(b: &Back<'_>) -> Result<Gradients> {
+    if b.attrs.str("approximate") == Some("tanh") {
+        b.each(|x, _| gelu_tanh_slope(x))
+    } else {
+        b.each(|x, _| gelu_slope(x))
+    }
+}
+
+fn reverse_hard_sigmoid(b: &Back<'_>) -> Result<Gradients> {
+    let alpha = b.float("alpha", 0.2);
+    b.each(|_, y| if y > 0.0 && y < 1.0 { alpha } else { 0.0 })
+}
+
+fn reverse_selu(b: &Back<'_>) -> Result<Gradients> {
+    let (alpha, gamma) = (b.float("alpha", 1.673_263_2), b.float("gamma", 1.050_701));
+    b.each(|x, y| if x > 0.0 { gamma } else { y + gamma * alpha })
+}
 
 scalars! {
     Celu { alpha } |x|

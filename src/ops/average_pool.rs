@@ -8,8 +8,10 @@
 
 use super::floats::{FLOATS, from_f32s, same_dtype};
 use super::max_pool::{infer_dims, sizes};
+use super::reverse::{Back, Gradients, Reverse};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, OutputRange, QuantRule, Slots};
 use crate::error::Result;
+use crate::kernels::reverse;
 use crate::kernels::pool::{divide, fold, sums};
 use crate::tensor::{DType, Tensor, buffer};
 
@@ -24,6 +26,22 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     eval,
     quant: QuantRule::Combine { data: Slots::These(&[0]), output: OutputRange::Observed },
 }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("AveragePool", reverse)];
+
+/// Each window's gradient is spread over its elements.
+fn reverse(b: &Back<'_>) -> Result<Gradients> {
+    let x = b.input(0)?;
+    let (p, _) = sizes(b.attrs, x.shape())?;
+    let divisors = p.divisors(b.int("count_include_pad", 0) != 0);
+    let mut g = b.gradient()?.to_vec();
+    for g in g.chunks_exact_mut(divisors.len().max(1)) {
+        g.iter_mut().zip(&divisors).for_each(|(g, &n)| *g /= n.max(1) as f32);
+    }
+    let mut dx = vec![0.0f32; x.len()];
+    reverse::spread_sums(b.threads, &p, &g, &mut dx);
+    Ok(vec![b.made(0, || Ok(dx))?])
+}
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let shape = infer_dims(ctx)?;

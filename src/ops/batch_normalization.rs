@@ -9,6 +9,7 @@
 //! Deviation: before opset 14 only inference is defined for a stored graph, so the outputs after Y are not made.
 
 use super::floats::{FLOATS, from_f32s};
+use super::reverse::{Back, Gradients, Reverse};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, bail, ensure};
 use crate::ir::Dim;
@@ -30,6 +31,26 @@ const fn def(since: i64, outputs: usize) -> OpDef {
 }
 
 pub(super) const OPS: &[OpDef] = &[def(1, 5), def(14, 3)];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("BatchNormalization", reverse)];
+
+/// To X; the parameters of a stored model are constants.
+fn reverse(b: &Back<'_>) -> Result<Gradients> {
+    ensure!(b.opset < 14 || b.int("training_mode", 0) == 0, "there is no rule for training mode");
+    ensure!(b.opset >= 9 || b.int("spatial", 1) != 0, "there is no rule for parameters of each element");
+    let shape = b.input(0)?.shape();
+    let channels = shape.get(1).copied().unwrap_or(1);
+    let size: usize = shape.iter().skip(2).product();
+    let (scale, var) = (b.input(1)?.to_f32s()?, b.input(4)?.to_f32s()?);
+    let epsilon = b.float("epsilon", 1e-5);
+    let mut dx = b.gradient()?.to_vec();
+    for (i, g) in dx.chunks_exact_mut(size.max(1)).enumerate() {
+        let c = i % channels;
+        let factor = scale[c] / (var[c] + epsilon).sqrt();
+        g.iter_mut().for_each(|g| *g *= factor);
+    }
+    Ok(vec![b.made(0, || Ok(dx))?])
+}
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     if let (Some([_, Dim::Known(c), ..]), Some([Dim::Known(n)])) = (ctx.shape(0), ctx.shape(1)) {

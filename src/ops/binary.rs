@@ -9,6 +9,7 @@
 use super::elementwise::{
     KEEP, infer_broadcast, infer_same_dtype, is_half, same_dtype, work_type, wrong_type, zip, zip_either, zip_in_place,
 };
+use super::reverse::{Back, Gradients, Reverse};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, OutputRange, QuantRule, Slots};
 use crate::error::{Result, bail, ensure};
 use crate::ir::{Dim, sym};
@@ -41,6 +42,37 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { name: "Pow", infer: infer_pow, eval: pow, ..BINARY },
     OpDef { name: "Sub", infer: |c| infer_arithmetic(c, sym::sub), eval: sub, quant: OBSERVED, ..BINARY },
 ];
+
+pub(super) const REVERSE: &[Reverse] = &[
+    Reverse::of("Add", |b| Ok(vec![b.broadcast(0, |g, _, _| g)?, b.broadcast(1, |g, _, _| g)?])),
+    Reverse::of("Div", |b| Ok(vec![b.broadcast(0, |g, _, y| g / y)?, b.broadcast(1, |g, x, y| -g * x / (y * y))?])),
+    Reverse::of("Mul", |b| Ok(vec![b.broadcast(0, |g, _, y| g * y)?, b.broadcast(1, |g, x, _| g * x)?])),
+    Reverse::of("PRelu", reverse_prelu),
+    Reverse::of("Pow", reverse_pow),
+    Reverse::of("Sub", |b| Ok(vec![b.broadcast(0, |g, _, _| g)?, b.broadcast(1, |g, _, _| -g)?])),
+];
+
+fn reverse_prelu(b: &Back<'_>) -> Result<Gradients> {
+    ensure!(b.opset >= 7 || b.input(1)?.len() == 1, "there is no rule for slopes of channels before opset 7");
+    let dx = b.broadcast(0, |g, x, s| if x < 0.0 { g * s } else { g })?;
+    Ok(vec![dx, b.broadcast(1, |g, x, _| if x < 0.0 { g * x } else { 0.0 })?])
+}
+
+/// To the base, and to an exponent of floats where the base is positive.
+fn reverse_pow(b: &Back<'_>) -> Result<Gradients> {
+    let slope = |x: f32, y: f32| {
+        if y == 2.0 {
+            2.0 * x
+        } else if y == 0.0 {
+            0.0
+        } else {
+            y * x.powf(y - 1.0)
+        }
+    };
+    let dx = b.broadcast(0, |g, x, y| g * slope(x, y))?;
+    let dy = |g: f32, x: f32, y: f32| if x > 0.0 { g * x.powf(y) * x.ln() } else { 0.0 };
+    Ok(vec![dx, if b.input(1)?.dtype().is_float() { b.broadcast(1, dy)? } else { None }])
+}
 
 /// Types and shapes, and the elements when both are shapes.
 fn infer_arithmetic(ctx: &mut InferCtx<'_>, op: fn(&Dim, &Dim) -> Dim) -> Result<()> {

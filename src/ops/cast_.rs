@@ -8,6 +8,7 @@
 
 use bytes::Bytes;
 
+use super::reverse::{Back, Gradients, Reverse};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, anyhow, bail, ensure};
 use crate::tensor::cast::cast;
@@ -30,6 +31,13 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { name: "Cast", eval: cast_to, ..CAST },
     OpDef { name: "CastLike", since: 15, inputs: Arity::exactly(2), infer: infer_like, eval: cast_like, ..CAST },
 ];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Cast", floats), Reverse::of("CastLike", floats)];
+
+/// A change of the float type changes nothing but the rounding; through an integer type no gradient passes.
+fn floats(b: &Back<'_>) -> Result<Gradients> {
+    if b.output(0)?.dtype().is_float() { b.reshaped() } else { Ok(Vec::new()) }
+}
 
 fn infer_to(ctx: &mut InferCtx<'_>) -> Result<()> {
     let to = ctx.dtype_attr("to")?;

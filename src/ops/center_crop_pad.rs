@@ -8,6 +8,7 @@
 use super::call::axes;
 use super::constant_of_shape::to_shape;
 use super::pad::{Mode, pad};
+use super::reverse::Reverse;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, ensure};
 use crate::ir::{Dim, sym};
@@ -24,6 +25,8 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     eval,
     quant: QuantRule::Keep { why: "padding brings values that its input's range may not hold" },
 }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("CenterCropPad", |b| b.moved(&[0]))];
 
 fn wanted_axes(given: Option<&[i64]>, rank: usize) -> Result<Vec<usize>> {
     match given {

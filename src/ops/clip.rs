@@ -6,6 +6,7 @@
 //! Errors: a bound that is no scalar or has another type.
 
 use super::elementwise::{UNARY, each, map_tensor, scalars, wrong_type};
+use super::reverse::{Back, Gradients, Reverse};
 use super::{Arity, Call, Item, OpDef, QuantRule};
 use crate::error::{Result, ensure};
 use crate::tensor::{DType, Tensor};
@@ -15,6 +16,17 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { name: "Clip", eval: eval_attributes, quant: QuantRule::Bound, ..UNARY },
     OpDef { name: "Clip", since: 11, inputs: Arity::range(1, 3), eval: eval_inputs, quant: QuantRule::Bound, ..UNARY },
 ];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Clip", reverse)];
+
+fn reverse(b: &Back<'_>) -> Result<Gradients> {
+    let bound = |slot: usize, name: &str, open: f32| match b.optional(slot) {
+        Some(t) => t.to_f64().map(|x| x as f32),
+        None => Ok(b.float(name, open)),
+    };
+    let (lo, hi) = (bound(1, "min", f32::NEG_INFINITY)?, bound(2, "max", f32::INFINITY)?);
+    b.each(|x, _| if x < lo || x > hi { 0.0 } else { 1.0 })
+}
 
 scalars! {
     /// A NaN stays.

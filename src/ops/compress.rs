@@ -8,6 +8,7 @@
 
 use super::call::axis;
 use super::gather::gather;
+use super::reverse::Reverse;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Context, Result, ensure};
 use crate::ir::Dim;
@@ -23,6 +24,8 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     eval,
     quant: QuantRule::Share,
 }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Compress", |b| b.moved(&[0]))];
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let shape = match (ctx.attrs.int("axis"), ctx.shape(0)) {

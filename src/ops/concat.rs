@@ -6,6 +6,7 @@
 //! Errors: types, ranks or other dimensions differ; axis out of range or missing.
 
 use super::call::axis;
+use super::reverse::Reverse;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, OutputRange, QuantRule, Slots};
 use crate::error::{Context, Result, anyhow, bail, ensure};
 use crate::ir::{Dim, sym};
@@ -23,6 +24,8 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     eval,
     quant: QuantRule::Combine { data: Slots::All, output: OutputRange::Observed },
 }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Concat", |b| b.moved(&(0..b.inputs.len()).collect::<Vec<_>>()))];
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let n = ctx.inputs.len();

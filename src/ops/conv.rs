@@ -9,11 +9,12 @@
 
 use super::floats::{FLOATS, from_f32s, same_dtype};
 use super::window::{Window, sizes};
+use super::reverse::{Back, Gradients, Reverse, summed};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule, WeightAxis};
 use crate::error::{Result, bail, ensure};
 use crate::ir::{Attrs, Dim};
 use crate::kernels::conv::{Filters, Geometry, conv};
-use crate::kernels::plain;
+use crate::kernels::{plain, reverse};
 use crate::tensor::{DType, Tensor, buffer};
 
 pub(super) const OPS: &[OpDef] = &[OpDef {
@@ -27,6 +28,24 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     eval,
     quant: QuantRule::Weighted { data: 0, weight: 1, axis: WeightAxis::Fixed(0), bias: Some(2) },
 }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Conv", reverse)];
+
+fn reverse(b: &Back<'_>) -> Result<Gradients> {
+    let (x, w, g) = (b.input(0)?, b.input(1)?, b.gradient()?);
+    let sizes = geometry(b.attrs, ("input 0 (X)", x.shape()), ("input 1 (W)", w.shape()))?;
+    let dx = b.made(0, || Ok(reverse::conv_data(b.threads, &sizes, &w.to_f32s()?, g)))?;
+    let dw = b.made(1, || Ok(reverse::conv_weights(b.threads, &sizes, &x.to_f32s()?, g)))?;
+    Ok(vec![dx, dw, reverse_bias(b)?])
+}
+
+/// The gradient of a bias per channel (axis 1), input 2.
+pub(super) fn reverse_bias(b: &Back<'_>) -> Result<Option<Tensor>> {
+    let shape = b.output(0)?.shape();
+    let mut channels = vec![1; shape.len() - 1];
+    channels[0] = shape[1];
+    b.made(2, || Ok(summed(b.gradient()?, shape, &channels)))
+}
 
 /// The attribute `group`.
 pub(super) fn group(attrs: &Attrs) -> Result<usize> {

@@ -10,12 +10,13 @@
 use super::conv::group;
 use super::floats::{FLOATS, from_f32s, same_dtype};
 use super::window::sizes;
+use super::reverse::{Back, Gradients, Reverse};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule, WeightAxis};
 use crate::error::{Result, bail, ensure};
 use crate::ir::{Attrs, Dim, sym};
 use crate::kernels::conv::{Filters, Geometry, conv};
 use crate::kernels::conv_transpose::{Scatter, scatter};
-use crate::kernels::plain;
+use crate::kernels::{plain, reverse};
 use crate::tensor::{DType, Element, Tensor, buffer};
 
 pub(super) const OPS: &[OpDef] = &[OpDef {
@@ -29,6 +30,36 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     eval,
     quant: QuantRule::Weighted { data: 0, weight: 1, axis: WeightAxis::Fixed(1), bias: Some(2) },
 }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("ConvTranspose", reverse)];
+
+/// The operator is the transpose of a convolution from its output to its input, so that convolution gives the
+/// gradient of X, and its weights' gradient is that of W.
+fn reverse(b: &Back<'_>) -> Result<Gradients> {
+    let (x, w, g) = (b.input(0)?, b.input(1)?, b.gradient()?);
+    let (xs, ys) = (x.shape(), b.output(0)?.shape());
+    let axes = Axes::new(b.attrs, w.shape()[2..].to_vec())?;
+    let begin = (0..xs.len() - 2).map(|d| axes.span(d, xs[d + 2]).map(|s| s.1)).collect::<Result<Vec<_>>>()?;
+    let sizes = Geometry {
+        batch: xs[0],
+        channels: ys[1],
+        filters: xs[1],
+        groups: group(b.attrs)?,
+        input: ys[2..].to_vec(),
+        output: xs[2..].to_vec(),
+        kernel: axes.kernel,
+        stride: axes.stride,
+        dilation: axes.dilation,
+        begin,
+    };
+    let dx = b.made(0, || {
+        let mut dx = buffer(x.len());
+        conv(b.threads, &sizes, g, &Filters::new(&w.to_f32s()?, &sizes), None, &mut dx);
+        Ok(dx)
+    })?;
+    let dw = b.made(1, || Ok(reverse::conv_weights(b.threads, &sizes, g, &x.to_f32s()?)))?;
+    Ok(vec![dx, dw, super::conv::reverse_bias(b)?])
+}
 
 /// What the attributes say of one dimension.
 struct Axes {

@@ -5,6 +5,7 @@
 //! Quantized: no. Errors: an axis out of range or no scalar; another type.
 
 use super::elementwise::{KEEP, work_type};
+use super::reverse::{Back, Gradients, Reverse};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, call};
 use crate::error::{Context, Result, bail};
 use crate::tensor::cast::{Number, cast};
@@ -26,6 +27,17 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { name: "CumProd", since: 26, eval: |c| eval(c, true), ..CUMULATIVE },
     OpDef { name: "CumSum", eval: |c| eval(c, false), ..CUMULATIVE },
 ];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("CumSum", reverse)];
+
+/// A sum from the other end.
+fn reverse(b: &Back<'_>) -> Result<Gradients> {
+    let mut attrs = b.attrs.clone();
+    attrs.set("reverse", (1 - b.int("reverse", 0)).into());
+    let g = b.gradients.first().cloned().flatten();
+    let mut sums = call::evaluate(b.def, &attrs, b.opset, vec![g, b.inputs.get(1).cloned().flatten()], 1)?;
+    Ok(vec![sums.pop().filter(|_| b.wants(0))])
+}
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     if let (Some(rank), Some([axis])) = (ctx.rank(0), ctx.ints(1).as_deref()) {

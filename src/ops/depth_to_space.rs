@@ -8,6 +8,7 @@
 //! Quantized: moves elements, so the output has the input's parameters.
 //! Errors: rank not 4; blocksize below 1; a dimension that does not divide.
 
+use super::reverse::Reverse;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, anyhow, bail, ensure};
 use crate::ir::{Attrs, Dim, sym};
@@ -41,6 +42,11 @@ const SPACE_TO_DEPTH: OpDef = OpDef {
 
 pub(super) const OPS: &[OpDef] =
     &[DEPTH_TO_SPACE, OpDef { since: 11, ..DEPTH_TO_SPACE }, SPACE_TO_DEPTH, OpDef { since: 28, ..SPACE_TO_DEPTH }];
+
+pub(super) const REVERSE: &[Reverse] = &[
+    Reverse::of("DepthToSpace", |b| b.moved(&[0])),
+    Reverse::of("SpaceToDepth", |b| b.moved(&[0])),
+];
 
 fn block(attrs: &Attrs) -> Result<usize> {
     let b = attrs.int("blocksize").ok_or_else(|| anyhow!("attribute \"blocksize\" is missing"))?;

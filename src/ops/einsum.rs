@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 
 use super::elementwise::{infer_same_dtype, same_dtype};
+use super::reverse::{Back, Gradients, Reverse};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, anyhow, bail, ensure};
 use crate::ir::Dim;
@@ -27,6 +28,36 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     eval,
     quant: QuantRule::Keep { why: "has too many forms" },
 }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Einsum", reverse)];
+
+/// The gradient of an operand is the product of the output's gradient and the other operands, summed over what the
+/// operand does not have. Only where it has no dimension that nothing else has, and no diagonal.
+fn reverse(b: &Back<'_>) -> Result<Gradients> {
+    let text = b.attrs.str("equation").ok_or_else(|| anyhow!("attribute \"equation\" is missing"))?;
+    let inputs = (0..b.inputs.len()).map(|i| b.input(i)).collect::<Result<Vec<_>>>()?;
+    let equation = Equation::parse(text, &inputs.iter().map(|t| t.rank()).collect::<Vec<_>>())?;
+    let Some(Some(g)) = b.gradients.first() else { bail!("the output has no gradient") };
+    let one = |slot: usize| -> Result<Option<Tensor>> {
+        if !b.wants(slot) {
+            return Ok(None);
+        }
+        let others = || (0..inputs.len()).filter(|&i| i != slot);
+        let mut terms = vec![equation.output.clone()];
+        terms.extend(others().map(|i| equation.terms[i].clone()));
+        let output = equation.terms[slot].clone();
+        let is_covered = output.iter().enumerate().all(|(i, l)| !output[..i].contains(l) && terms.concat().contains(l));
+        ensure!(is_covered, "there is no rule for the equation \"{text}\"");
+        let operands: Vec<&Tensor> = std::iter::once(g).chain(others().map(|i| inputs[i])).collect();
+        let product = |m, k, n, a: &[f32], x: &[f32], c: &mut [f32]| {
+            gemm(b.threads, m, a, &PackedB::new(x, k, n, n, 1), Init::Zero, c);
+        };
+        let dx = run::<f32>(&Equation { terms, output }, &operands, &product, |a, b| a + b)?;
+        ensure!(dx.shape() == inputs[slot].shape(), "there is no rule for broadcast operands");
+        Ok(Some(dx))
+    };
+    (0..inputs.len()).map(one).collect()
+}
 
 /// A dimension's name: a letter, or one of the dimensions under `...`, counted from the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -6,6 +6,7 @@
 //! Errors: the shapes do not broadcast.
 
 use super::constant_of_shape::to_shape;
+use super::reverse::Reverse;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::Result;
 use crate::ir::{Dim, sym};
@@ -26,6 +27,8 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     eval,
     quant: QuantRule::Share,
 }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Expand", |b| b.moved(&[0]))];
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let target = ctx.values(1).map(|v| v.iter().map(sym::as_size).collect::<Vec<_>>());

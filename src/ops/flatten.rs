@@ -5,6 +5,7 @@
 //! Quantized: moves elements, so the output has the input's parameters.
 //! Errors: axis out of range.
 
+use super::reverse::Reverse;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, bail};
 use crate::ir::{Dim, sym};
@@ -21,6 +22,8 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     eval,
     quant: QuantRule::Share,
 }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Flatten", |b| b.reshaped())];
 
 fn split_at(axis: i64, rank: usize) -> Result<usize> {
     let r = rank as i64;

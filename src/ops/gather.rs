@@ -7,6 +7,7 @@
 //! Errors: an index or the axis out of range.
 
 use super::call::axis;
+use super::reverse::Reverse;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Context, Result, ensure};
 use crate::ir::Dim;
@@ -24,6 +25,8 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     eval,
     quant: QuantRule::Share,
 }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Gather", |b| b.moved(&[0]))];
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let shape = match (ctx.shape(0), ctx.shape(1)) {

@@ -8,6 +8,7 @@
 
 use super::call::axis;
 use super::gather::checked;
+use super::reverse::Reverse;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Context, Result, ensure};
 use crate::tensor::broadcast::strides;
@@ -25,6 +26,8 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     eval,
     quant: QuantRule::Share,
 }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("GatherElements", |b| b.moved(&[0]))];
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     ctx.set_tensor(0, ctx.dtype(0), ctx.shape(1).map(<[_]>::to_vec));

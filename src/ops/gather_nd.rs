@@ -7,6 +7,7 @@
 //! Errors: rank 0; k too large; batch dimensions that differ; an index out of range.
 
 use super::gather::checked;
+use super::reverse::Reverse;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Context, Result, ensure};
 use crate::ir::Dim;
@@ -27,6 +28,8 @@ const GATHER_ND: OpDef = OpDef {
 };
 
 pub(super) const OPS: &[OpDef] = &[GATHER_ND, OpDef { since: 12, ..GATHER_ND }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("GatherND", |b| b.moved(&[0]))];
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let b = usize::try_from(ctx.attrs.int("batch_dims").unwrap_or(0)).unwrap_or(0);

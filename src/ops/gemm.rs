@@ -7,6 +7,7 @@
 //! Errors: an operand that is no matrix; different K; a C that does not broadcast.
 
 use super::floats::{from_f32s, same_dtype};
+use super::reverse::{Back, Gradients, Reverse, summed};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule, WeightAxis};
 use crate::error::{Result, bail, ensure};
 use crate::ir::Dim;
@@ -32,6 +33,37 @@ const fn def(since: i64, min_inputs: usize) -> OpDef {
 
 // Opset 1 says with `broadcast` whether C may broadcast; taking it always changes no valid model.
 pub(super) const OPS: &[OpDef] = &[def(1, 3), def(11, 2)];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Gemm", reverse)];
+
+fn reverse(b: &Back<'_>) -> Result<Gradients> {
+    let (a, w, shape) = (b.input(0)?, b.input(1)?, b.output(0)?.shape());
+    let (trans_a, trans_b) = (b.int("transA", 0) != 0, b.int("transB", 0) != 0);
+    let (m, n) = (shape[0], shape[1]);
+    let k = a.shape()[usize::from(!trans_a)];
+    let (alpha, beta) = (b.float("alpha", 1.0), b.float("beta", 1.0));
+    let g: Vec<f32> = b.gradient()?.iter().map(|g| g * alpha).collect();
+    let da = b.made(0, || {
+        // The transpose of B: [N, K].
+        let (k_stride, n_stride) = if trans_b { (k, 1) } else { (1, n) };
+        let mut da = buffer(m * k);
+        let packed = PackedB::new(&w.to_f32s()?, n, k, k_stride, n_stride);
+        gemm(b.threads, m, &g, &packed, Init::Zero, &mut da);
+        Ok(if trans_a { transposed(&da, m, k) } else { da })
+    })?;
+    let db = b.made(1, || {
+        let a = a.to_f32s()?;
+        let a = if trans_a { a } else { transposed(&a, m, k).into() };
+        let mut db = buffer(k * n);
+        gemm(b.threads, k, &a, &PackedB::new(&g, m, n, n, 1), Init::Zero, &mut db);
+        Ok(if trans_b { transposed(&db, k, n) } else { db })
+    })?;
+    let dc = b.made(2, || {
+        let sums = summed(b.gradient()?, shape, b.input(2)?.shape());
+        Ok(sums.into_iter().map(|x| x * beta).collect())
+    })?;
+    Ok(vec![da, db, dc])
+}
 
 /// The element types of matrix products.
 pub(super) const TYPES: &[DType] =

@@ -7,6 +7,7 @@
 //! Errors: rank below 2.
 
 use super::floats::{FLOATS, from_f32s, same_dtype};
+use super::reverse::{Back, Gradients, Reverse};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, OutputRange, QuantRule, Slots};
 use crate::error::{Result, bail, ensure};
 use crate::ir::Dim;
@@ -36,6 +37,30 @@ pub(super) const OPS: &[OpDef] = &[
     // Opset 1 has `p` as a float, later ones as an integer; either is taken.
     OpDef { name: "GlobalLpPool", ..def("", norm, OBSERVED) },
 ];
+
+pub(super) const REVERSE: &[Reverse] = &[
+    Reverse::of("GlobalAveragePool", |b| reverse(b, |x, g| x.fill(g / x.len() as f32))),
+    Reverse::of("GlobalMaxPool", |b| reverse(b, reverse_max)),
+];
+
+/// `spread(x, g)` puts the gradient of each element into the place of the channel's elements.
+fn reverse(b: &Back<'_>, spread: fn(&mut [f32], f32)) -> Result<Gradients> {
+    let x = b.input(0)?;
+    let size: usize = x.shape()[2..].iter().product();
+    let mut dx = x.to_f32s()?.into_owned();
+    dx.chunks_exact_mut(size.max(1)).zip(b.gradient()?).for_each(|(x, &g)| spread(x, g));
+    Ok(vec![b.made(0, || Ok(dx))?])
+}
+
+/// The first largest element takes the gradient.
+fn reverse_max(x: &mut [f32], g: f32) {
+    let best = maximum(x);
+    let at = x.iter().position(|&x| x == best);
+    x.fill(0.0);
+    if let Some(at) = at {
+        x[at] = g;
+    }
+}
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let shape = match ctx.shape(0) {

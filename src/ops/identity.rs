@@ -4,6 +4,7 @@
 //! Input: V, any type. Output: V.
 //! Quantized: moves elements, so the output has the input's parameters.
 
+use super::reverse::Reverse;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::Result;
 
@@ -18,6 +19,8 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     eval,
     quant: QuantRule::Share,
 }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Identity", |b| b.reshaped())];
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     ctx.same_as(0);

@@ -7,6 +7,7 @@
 //! Errors: rank below 3 (2 for `GroupNormalization`); C that `num_groups` does not divide; wrong lengths.
 
 use super::elementwise::{infer_same_dtype, is_half};
+use super::reverse::{Back, Gradients, Reverse, normalized};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, bail, ensure};
 use crate::kernels::rows::{self, Norm};
@@ -30,6 +31,28 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { name: "GroupNormalization", since: 21, eval: |c| eval_groups(c, false), ..NORM },
     OpDef { name: "InstanceNormalization", eval: eval_instances, ..NORM },
 ];
+
+pub(super) const REVERSE: &[Reverse] = &[
+    Reverse::of("GroupNormalization", reverse),
+    Reverse::of("InstanceNormalization", reverse),
+];
+
+/// To X; scale and bias of a stored model are constants.
+fn reverse(b: &Back<'_>) -> Result<Gradients> {
+    let x = b.input(0)?;
+    let channels = x.shape()[1];
+    let groups = b.attrs.int("num_groups").map_or(channels, |g| g as usize);
+    let plane: usize = x.shape()[2..].iter().product();
+    let scale = b.input(1)?.to_f32s()?;
+    let mut dx = b.gradient()?.to_vec();
+    for (i, g) in dx.chunks_exact_mut(plane.max(1)).enumerate() {
+        let s = scale[i % channels / (channels / scale.len())];
+        g.iter_mut().for_each(|g| *g *= s);
+    }
+    let mut v = x.to_f32s()?.into_owned();
+    normalized(&mut v, &mut dx, channels / groups * plane, b.float("epsilon", 1e-5), true);
+    Ok(vec![b.made(0, || Ok(dx))?])
+}
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     infer_same_dtype(ctx, 0..3)?;

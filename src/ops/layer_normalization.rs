@@ -10,11 +10,12 @@
 //! Errors: an axis out of range; a scale that does not broadcast.
 
 use super::elementwise::{infer_same_dtype, is_half, zip_in_place};
+use super::reverse::{Back, Gradients, Reverse, normalized, summed};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule, call};
 use crate::error::{Result, bail, ensure};
 use crate::ir::Dim;
 use crate::kernels::rows::{self, Norm};
-use crate::tensor::broadcast::broadcast;
+use crate::tensor::broadcast::{broadcast, for_each_row};
 use crate::tensor::cast::cast;
 use crate::tensor::{DType, Tensor};
 
@@ -71,6 +72,62 @@ pub(super) const OPS: &[OpDef] = &[
         ..SKIP
     },
 ];
+
+pub(super) const REVERSE: &[Reverse] = &[
+    Reverse::of("LayerNormalization", |b| reverse_norm(b, true)),
+    Reverse::of("RMSNormalization", |b| reverse_norm(b, false)),
+    Reverse::of("SimplifiedLayerNormalization", |b| reverse_norm(b, false)),
+    Reverse::microsoft("SimplifiedLayerNormalization", |b| reverse_norm(b, false)),
+    Reverse::microsoft("SkipLayerNormalization", |b| reverse_skip(b, true)),
+    Reverse::microsoft("SkipSimplifiedLayerNormalization", |b| reverse_skip(b, false)),
+];
+
+/// From the gradient of `norm(x) * scale + bias` to those of `x` and `scale`.
+fn reverse_rows(g: &[f32], x: &Tensor, n: usize, norm: Norm, scale: &Tensor) -> Result<(Vec<f32>, Vec<f32>)> {
+    let (mut v, s) = (x.to_f32s()?.into_owned(), scale.to_f32s()?);
+    let mut dx = g.to_vec();
+    for_each_row(x.shape(), [scale.shape()], |o, [at], n, [step]| {
+        dx[o..o + n].iter_mut().enumerate().for_each(|(i, g)| *g *= s[at + i * step]);
+    });
+    normalized(&mut v, &mut dx, n, norm.epsilon, norm.centered);
+    v.iter_mut().zip(g).for_each(|(v, g)| *v *= g);
+    Ok((dx, summed(&v, x.shape(), scale.shape())))
+}
+
+fn reverse_norm(b: &Back<'_>, centered: bool) -> Result<Gradients> {
+    ensure!(b.gradients.iter().skip(1).all(Option::is_none), "there is no rule for the statistics");
+    let (x, g) = (b.input(0)?, b.gradient()?);
+    let axis = call::axis(b.int("axis", -1), x.rank())?;
+    let norm = Norm { epsilon: b.float("epsilon", 1e-5), centered };
+    let (dx, ds) = reverse_rows(g, x, x.shape()[axis..].iter().product(), norm, b.input(1)?)?;
+    let mut out = vec![b.made(0, || Ok(dx))?, b.made(1, || Ok(ds))?];
+    if let Some(bias) = b.optional(2) {
+        out.push(b.made(2, || Ok(summed(g, x.shape(), bias.shape())))?);
+    }
+    Ok(out)
+}
+
+/// To input and skip, which enter as their sum; the gradient of the sum itself (output 3) is added.
+fn reverse_skip(b: &Back<'_>, centered: bool) -> Result<Gradients> {
+    ensure!(b.gradients.iter().skip(1).take(2).all(Option::is_none), "there is no rule for the statistics");
+    let (x, skip) = (b.input(0)?, b.input(1)?);
+    let n = x.shape().last().copied().unwrap_or(1);
+    let norm = Norm { epsilon: b.float("epsilon", 1e-12), centered };
+    let add = |a: Tensor, b: &Tensor| zip_in_place::<f32>(a, cast(b, DType::F32, true)?, 1, |a, b| a + b);
+    let mut sum = add(cast(x, DType::F32, true)?, skip)?;
+    if let Some(bias) = b.optional(if centered { 4 } else { 3 }) {
+        sum = add(sum, bias)?;
+    }
+    let mut dx = vec![0.0; x.len()];
+    if b.gradients.first().is_some_and(Option::is_some) {
+        dx = reverse_rows(b.gradient()?, &sum, n, norm, b.input(2)?)?.0;
+    }
+    if let Some(Some(g)) = b.gradients.get(3) {
+        dx.iter_mut().zip(g.slice::<f32>()?).for_each(|(d, g)| *d += g);
+    }
+    let to_skip = b.made(1, || Ok(summed(&dx, x.shape(), skip.shape())))?;
+    Ok(vec![b.made(0, || Ok(dx))?, to_skip])
+}
 
 fn infer_norm(ctx: &mut InferCtx<'_>) -> Result<()> {
     let dtype = if ctx.op_type == "LayerNormalization" { ctx.dtype(0) } else { ctx.dtype(1) };

@@ -7,7 +7,8 @@
 //! Errors: rank 0; different K; batch dimensions that do not broadcast.
 
 use super::floats::{from_f32s, same_dtype};
-use super::gemm::TYPES;
+use super::gemm::{TYPES, transposed};
+use super::reverse::{Back, Gradients, Reverse};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule, WeightAxis};
 use crate::error::{Result, ensure};
 use crate::ir::Dim;
@@ -28,6 +29,31 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     eval,
     quant: QuantRule::Weighted { data: 0, weight: 1, axis: WeightAxis::Last, bias: None },
 }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("MatMul", reverse)];
+
+fn reverse(b: &Back<'_>) -> Result<Gradients> {
+    let (x, w, g) = (b.input(0)?, b.input(1)?, b.gradient()?);
+    let p = Product::new(x.shape(), w.shape())?;
+    let (am, bm, cm) = (p.m * p.k, p.k * p.n, p.m * p.n);
+    let da = b.made(0, || {
+        let (w, mut da) = (w.to_f32s()?, vec![0.0f32; x.len()]);
+        for (g, &(i, j)) in g.chunks_exact(cm.max(1)).zip(&p.batches) {
+            let packed = PackedB::new(&w[j * bm..][..bm], p.n, p.k, 1, p.n);
+            gemm(b.threads, p.m, g, &packed, Init::Output, &mut da[i * am..][..am]);
+        }
+        Ok(da)
+    })?;
+    let db = b.made(1, || {
+        let (x, mut db) = (x.to_f32s()?, vec![0.0f32; w.len()]);
+        for (g, &(i, j)) in g.chunks_exact(cm.max(1)).zip(&p.batches) {
+            let a = transposed(&x[i * am..][..am], p.m, p.k);
+            gemm(b.threads, p.k, &a, &PackedB::new(g, p.m, p.n, p.n, 1), Init::Output, &mut db[j * bm..][..bm]);
+        }
+        Ok(db)
+    })?;
+    Ok(vec![da, db])
+}
 
 /// The dimensions of the product of two partly known shapes.
 ///

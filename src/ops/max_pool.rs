@@ -10,8 +10,10 @@
 use half::{bf16, f16};
 
 use super::window::{Window, kernel_shape};
+use super::reverse::{Back, Gradients, Reverse};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, bail, ensure};
+use crate::kernels::for_each_chunk;
 use crate::kernels::pool::{self, Pool, fold, places_of_maxima};
 use crate::tensor::{DType, Data, Element, Tensor, buffer};
 
@@ -39,6 +41,26 @@ pub(super) const OPS: &[OpDef] = &[
         quant: QuantRule::Share,
     },
 ];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("MaxPool", reverse)];
+
+/// The first largest element of each window takes its gradient.
+fn reverse(b: &Back<'_>) -> Result<Gradients> {
+    let x = b.input(0)?;
+    let (p, _) = sizes(b.attrs, x.shape())?;
+    let (in_size, out_size) = p.sizes();
+    let (v, g) = (x.to_f32s()?, b.gradient()?);
+    let mut dx = vec![0.0f32; v.len()];
+    for_each_chunk(b.threads, &mut dx, in_size, &|c, dx| {
+        let places = places_of_maxima(&p, &v[c * in_size..(c + 1) * in_size]);
+        for (place, g) in places.into_iter().zip(&g[c * out_size..]) {
+            if let Some(place) = place {
+                dx[place] += g;
+            }
+        }
+    });
+    Ok(vec![b.made(0, || Ok(dx))?])
+}
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let shape = infer_dims(ctx)?;

@@ -15,6 +15,7 @@ mod infer_ctx;
 mod integers;
 mod post_transform;
 pub mod quant_rule;
+pub mod reverse;
 #[cfg(test)]
 pub(crate) mod testing;
 mod window;
@@ -27,6 +28,7 @@ pub use call::{Bodies, Call, Item, Shared, evaluate};
 pub(crate) use conv::geometry as conv_geometry;
 pub use infer_ctx::{InferBodies, InferCtx};
 pub use quant_rule::{OutputRange, QuantRule, Slots, WeightAxis};
+pub use reverse::{Back, Gradients, reverse_rule};
 
 use crate::error::Result;
 use crate::ir::Domain;

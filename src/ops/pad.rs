@@ -8,6 +8,7 @@
 //! Errors: not two pads per axis; a dimension that becomes negative; padding an empty dimension with its own elements.
 
 use super::call::axes;
+use super::reverse::{Back, Gradients, Reverse};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Context, Result, anyhow, bail, ensure};
 use crate::ir::{Dim, sym};
@@ -32,6 +33,15 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { since: 18, inputs: Arity::range(2, 4), ..PAD },
     OpDef { since: 19, inputs: Arity::range(2, 4), ..PAD },
 ];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Pad", reverse)];
+
+/// What is padded with a constant has no place in the input.
+fn reverse(b: &Back<'_>) -> Result<Gradients> {
+    let mut attrs = b.attrs.clone();
+    attrs.remove("value");
+    b.moved_with(&[0], &attrs, &[2])
+}
 
 /// What lies outside the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

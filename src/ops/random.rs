@@ -7,6 +7,7 @@
 //! Errors: a missing shape; probabilities that are no floats.
 
 use super::elementwise::{is_half, map_tensor, scalars};
+use super::reverse::{Back, Gradients, Reverse};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, anyhow, bail, ensure};
 use crate::ir::Dim;
@@ -46,6 +47,15 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { name: "RandomUniform", inputs: Arity::exactly(0), infer: infer_shape, eval: uniform, ..RANDOM },
     OpDef { name: "RandomUniformLike", eval: uniform, ..RANDOM },
 ];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Dropout", reverse_dropout)];
+
+/// In inference the input passes.
+fn reverse_dropout(b: &Back<'_>) -> Result<Gradients> {
+    let drops = b.optional(2).is_some_and(|t| t.to_f64().is_ok_and(|x| x != 0.0));
+    ensure!(!drops, "there is no rule for training mode");
+    b.reshaped()
+}
 
 /// The Mersenne Twister MT19937.
 struct Twister {

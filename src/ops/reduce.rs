@@ -9,11 +9,13 @@
 //! Errors: an axis out of range or given twice; a type that the operator does not take.
 
 use super::elementwise::{KEEP, PARALLEL_FROM, is_half, map_tensor, scalars, zip_in_place};
+use super::reverse::{Back, Gradients, Reverse};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, OutputRange, QuantRule, Slots, call};
 use crate::error::{Result, bail};
 use crate::ir::Dim;
 use crate::kernels::simd::{self, Kernel};
 use crate::kernels::{for_each_chunk, rows};
+use crate::tensor::broadcast::for_each_row;
 use crate::tensor::cast::{Number, cast, from_f64s};
 use crate::tensor::{DType, Element, Tensor};
 
@@ -43,6 +45,61 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { name: "ReduceSum", eval: |c| eval(c, Op::Sum), quant: OBSERVED, ..REDUCE },
     OpDef { name: "ReduceSumSquare", eval: |c| eval(c, Op::SumSquare), ..REDUCE },
 ];
+
+pub(super) const REVERSE: &[Reverse] = &[
+    Reverse::of("ReduceL1", |b| reverse(b, |g, x, _, _| g * if x == 0.0 { 0.0 } else { x.signum() })),
+    Reverse::of("ReduceL2", |b| reverse(b, |g, x, y, _| if y == 0.0 { 0.0 } else { g * x / y })),
+    Reverse::of("ReduceLogSum", |b| reverse(b, |g, _, y, _| g * (-y).exp())),
+    Reverse::of("ReduceLogSumExp", |b| reverse(b, |g, x, y, _| g * (x - y).exp())),
+    Reverse::of("ReduceMax", reverse_select),
+    Reverse::of("ReduceMean", |b| reverse(b, |g, _, _, n| g / n)),
+    Reverse::of("ReduceMin", reverse_select),
+    Reverse::of("ReduceSum", |b| reverse(b, |g, _, _, _| g)),
+    Reverse::of("ReduceSumSquare", |b| reverse(b, |g, x, _, _| 2.0 * g * x)),
+];
+
+/// The output's shape with the reduced dimensions 1.
+fn kept_shape(b: &Back<'_>) -> Result<Vec<usize>> {
+    let shape = b.input(0)?.shape();
+    let list = match (b.attrs.ints("axes"), b.optional(1)) {
+        (Some(v), _) => Some(v.to_vec()),
+        (None, Some(t)) => Some(t.to_i64s()?),
+        _ => None,
+    };
+    let axes = axes_of(list, b.int("noop_with_empty_axes", 0) != 0, shape.len())?;
+    Ok(shape.iter().enumerate().map(|(i, &d)| if axes.contains(&i) { 1 } else { d }).collect())
+}
+
+/// `slope(g, x, y, n)` of each element: with its output, the output's gradient and the number of elements in it.
+fn reverse(b: &Back<'_>, slope: fn(f32, f32, f32, f32) -> f32) -> Result<Gradients> {
+    let (x, y, g) = (b.input(0)?, b.output(0)?.to_f32s()?, b.gradient()?);
+    let v = x.to_f32s()?;
+    let n = v.len() as f32 / g.len().max(1) as f32;
+    let mut dx = vec![0.0f32; v.len()];
+    for_each_row(x.shape(), [&kept_shape(b)?], |o, [at], len, [step]| {
+        for (i, (dx, &x)) in dx[o..o + len].iter_mut().zip(&v[o..o + len]).enumerate() {
+            let from = at + i * step;
+            *dx = slope(g[from], x, y[from], n);
+        }
+    });
+    Ok(vec![b.made(0, || Ok(dx))?])
+}
+
+/// The first element that equals the extreme takes the gradient.
+fn reverse_select(b: &Back<'_>) -> Result<Gradients> {
+    let (x, y) = (b.input(0)?, b.output(0)?.to_f32s()?);
+    let (v, mut left) = (x.to_f32s()?, b.gradient()?.to_vec());
+    let mut dx = vec![0.0f32; v.len()];
+    for_each_row(x.shape(), [&kept_shape(b)?], |o, [at], len, [step]| {
+        for i in 0..len {
+            let from = at + i * step;
+            if v[o + i] == y[from] {
+                dx[o + i] = std::mem::take(&mut left[from]);
+            }
+        }
+    });
+    Ok(vec![b.made(0, || Ok(dx))?])
+}
 
 /// A reduction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

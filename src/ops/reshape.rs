@@ -6,6 +6,7 @@
 //! Quantized: moves elements, so the output has the input's parameters.
 //! Errors: the numbers of elements differ; two -1; -1 beside 0 with `allowzero`; a 0 beyond the input's rank.
 
+use super::reverse::Reverse;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, anyhow, bail, ensure};
 use crate::ir::{Dim, sym};
@@ -22,6 +23,8 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     eval,
     quant: QuantRule::Share,
 }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Reshape", |b| b.reshaped())];
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let shape = match (ctx.values(1), ctx.shape(1)) {

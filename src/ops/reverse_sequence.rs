@@ -6,6 +6,7 @@
 //! Quantized: moves elements, so the output has the input's parameters.
 //! Errors: rank below 2; equal axes; lengths that do not fit.
 
+use super::reverse::Reverse;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, ensure};
 use crate::tensor::strided;
@@ -22,6 +23,8 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     eval,
     quant: QuantRule::Share,
 }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("ReverseSequence", |b| b.moved(&[0]))];
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     ctx.same_as(0);

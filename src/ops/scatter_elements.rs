@@ -10,6 +10,7 @@
 use half::{bf16, f16};
 
 use super::gather_elements::element_offsets;
+use super::reverse::{Back, Gradients, Reverse};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, bail, ensure};
 use crate::tensor::order::Ordered;
@@ -34,6 +35,19 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { since: 16, ..SCATTER_ELEMENTS },
     OpDef { since: 18, ..SCATTER_ELEMENTS },
 ];
+
+pub(super) const REVERSE: &[Reverse] = &[
+    Reverse::of("Scatter", reverse),
+    Reverse::of("ScatterElements", reverse),
+];
+
+/// For elements that are replaced.
+pub(super) fn reverse(b: &Back<'_>) -> Result<Gradients> {
+    match b.attrs.str("reduction").unwrap_or("none") {
+        "none" => b.moved(&[0, 2]),
+        other => bail!("there is no rule for the reduction \"{other}\""),
+    }
+}
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     ctx.same_as(0);

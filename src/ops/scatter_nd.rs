@@ -8,6 +8,7 @@
 
 use super::gather_nd::slice_offsets;
 use super::scatter_elements::{Reduction, scatter};
+use super::reverse::Reverse;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, ensure};
 
@@ -24,6 +25,8 @@ const SCATTER_ND: OpDef = OpDef {
 };
 
 pub(super) const OPS: &[OpDef] = &[SCATTER_ND, OpDef { since: 16, ..SCATTER_ND }, OpDef { since: 18, ..SCATTER_ND }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("ScatterND", super::scatter_elements::reverse)];
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     ctx.same_as(0);

@@ -7,6 +7,7 @@
 //! Errors: lists of different lengths; an axis out of range or given twice; a step of 0.
 
 use super::call::axes;
+use super::reverse::Reverse;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, anyhow, ensure};
 use crate::ir::{Dim, sym};
@@ -27,6 +28,8 @@ const SLICE: OpDef = OpDef {
 };
 
 pub(super) const OPS: &[OpDef] = &[SLICE, OpDef { since: 10, inputs: Arity::range(3, 5), ..SLICE }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Slice", |b| b.moved(&[0]))];
 
 /// First index, step and number of elements along a dimension of size `n`.
 fn range(start: i64, end: i64, step: i64, n: usize) -> Result<(usize, i64, usize)> {

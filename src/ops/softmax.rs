@@ -7,6 +7,7 @@
 //! Errors: an axis out of range.
 
 use super::elementwise::{KEEP, PARALLEL_FROM, UNARY, is_half, wrong_type};
+use super::reverse::{Back, Gradients, Reverse};
 use super::{Call, InferCtx, Item, OpDef, OutputRange, QuantRule, Slots, call};
 use crate::error::Result;
 use crate::kernels::{for_each_chunk, rows};
@@ -20,6 +21,35 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { name: "LogSoftmax", infer, eval: |c| eval(c, log_f32, log_f64), quant: KEEP, ..UNARY },
     OpDef { name: "Softmax", infer, eval: |c| eval(c, soft_f32, soft_f64), quant: FIXED, ..UNARY },
 ];
+
+pub(super) const REVERSE: &[Reverse] = &[
+    Reverse::of("LogSoftmax", |b| reverse(b, |g, y, sum, _| g - y.exp() * sum)),
+    Reverse::of("Softmax", |b| reverse(b, |g, y, _, along| y * (g - along))),
+];
+
+/// `slope(g, y, sum g, sum g * y)` of every element, the sums over its row.
+fn reverse(b: &Back<'_>, slope: fn(f32, f32, f32, f32) -> f32) -> Result<Gradients> {
+    let y = b.output(0)?;
+    let over = split(b.opset, b.attrs.int("axis"), y.rank())?;
+    let n: usize = y.shape()[over.clone()].iter().product();
+    let inner: usize = y.shape()[over.end..].iter().product();
+    let (v, g) = (y.to_f32s()?, b.gradient()?);
+    let mut dx = vec![0.0f32; g.len()];
+    let slab = (n * inner).max(1);
+    for (dx, (y, g)) in dx.chunks_exact_mut(slab).zip(v.chunks_exact(slab).zip(g.chunks_exact(slab))) {
+        for i in 0..inner {
+            let (mut sum, mut along) = (0.0f64, 0.0f64);
+            for at in (i..slab).step_by(inner) {
+                sum += f64::from(g[at]);
+                along += f64::from(g[at]) * f64::from(y[at]);
+            }
+            for at in (i..slab).step_by(inner) {
+                dx[at] = slope(g[at], y[at], sum as f32, along as f32);
+            }
+        }
+    }
+    Ok(vec![b.made(0, || Ok(dx))?])
+}
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     if let Some(rank) = ctx.rank(0) {

@@ -7,6 +7,7 @@
 //! Errors: sizes negative, or not adding up to the dimension; not one size per output; axis out of range.
 
 use super::call::axis;
+use super::reverse::Reverse;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, anyhow, ensure};
 use crate::ir::{Dim, sym};
@@ -30,6 +31,8 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { since: 13, inputs: Arity::range(1, 2), ..SPLIT },
     OpDef { since: 18, inputs: Arity::range(1, 2), ..SPLIT },
 ];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Split", |b| b.moved(&[0]))];
 
 /// Sizes of the parts of a dimension of size `n`.
 fn sizes(n: usize, given: Option<&[i64]>, n_outputs: usize, even: bool) -> Result<Vec<usize>> {

@@ -7,6 +7,7 @@
 //! Errors: a dimension that is not 1; an axis out of range or given twice.
 
 use super::call::axes;
+use super::reverse::Reverse;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, bail};
 
@@ -23,6 +24,8 @@ const SQUEEZE: OpDef = OpDef {
 };
 
 pub(super) const OPS: &[OpDef] = &[SQUEEZE, OpDef { since: 13, inputs: Arity::range(1, 2), ..SQUEEZE }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Squeeze", |b| b.reshaped())];
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let given = if ctx.has(1) { ctx.ints(1) } else { ctx.attrs.ints("axes").map(<[i64]>::to_vec) };

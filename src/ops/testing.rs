@@ -3,10 +3,11 @@
 //! Each case evaluates the operator, compares with what is expected, and checks that inference agrees with evaluation:
 //! element type and rank must match, and every fixed dimension too.
 
-use super::{Bodies, Call, InferBodies, InferCtx, Item, lookup};
+use super::{Back, Bodies, Call, Gradients, InferBodies, InferCtx, Item, lookup, reverse_rule};
 use crate::error::{Result, bail, ensure};
 use crate::ir::{Attr, Attrs, Dim, Domain, GraphId, TensorType, ValueType};
-use crate::tensor::Tensor;
+use crate::tensor::cast::cast;
+use crate::tensor::{DType, Tensor};
 
 /// One call of an operator.
 #[derive(Debug, Clone)]
@@ -158,6 +159,85 @@ impl Case {
             Ok(_) => panic!("{} succeeded, expected an error with \"{text}\"", self.op_type),
             Err(e) => assert!(format!("{e:#}").contains(text), "{}: {e:#}, expected \"{text}\"", self.op_type),
         }
+    }
+
+    /// Whether the rule of [`super::reverse`] agrees with central differences of the evaluation, in 64 bits, for these
+    /// inputs: every element, on a fixed mixture of all float outputs. `step` is that of the differences; gradients
+    /// may differ by `tolerance`, relative to the largest of them.
+    ///
+    /// # Errors
+    /// What the first difference is.
+    pub(crate) fn differentiates(&self, slots: &[usize], step: f64, tolerance: f64) -> Result<()> {
+        if slots.is_empty() {
+            return Ok(());
+        }
+        let outputs = self.run()?;
+        let mix = |i: usize, k: usize| f64::from(((i * 7 + k * 13 + 5) % 11) as f32 - 4.7) / 4.0;
+        let of = |(k, y): (usize, &Tensor)| {
+            let g = (0..y.len()).map(|i| mix(i, k) as f32).collect();
+            (y.dtype() == DType::F32).then(|| Tensor::of(y.shape(), g))
+        };
+        let gradients: Vec<Option<Tensor>> = outputs.iter().enumerate().map(of).collect();
+        let outputs: Vec<Option<Tensor>> = outputs.into_iter().map(Some).collect();
+        let found = self.reversed(&outputs, &gradients)?;
+        let mut wide = self.clone();
+        for t in wide.inputs.iter_mut().flatten().filter(|t| t.dtype() == DType::F32) {
+            *t = cast(t, DType::F64, true)?;
+        }
+        let loss = |case: &Case| -> Result<f64> {
+            let mut sum = 0.0;
+            for (k, y) in case.run()?.iter().enumerate().filter(|(k, _)| gradients[*k].is_some()) {
+                sum += y.to_f64s()?.iter().enumerate().map(|(i, y)| y * mix(i, k)).sum::<f64>();
+            }
+            Ok(sum)
+        };
+        for &slot in slots {
+            let Some(x) = wide.inputs[slot].clone() else { bail!("input {slot} is missing") };
+            let v = x.slice::<f64>()?;
+            let got = match found.get(slot) {
+                Some(Some(g)) => {
+                    ensure!(g.shape() == x.shape(), "input {slot} has a gradient of shape {:?}", g.shape());
+                    g.to_f64s()?
+                }
+                _ => vec![0.0; x.len()],
+            };
+            let moved = |i: usize, by: f64| {
+                let mut v = v.to_vec();
+                v[i] += by;
+                let mut case = wide.clone();
+                case.inputs[slot] = Some(Tensor::of(x.shape(), v));
+                loss(&case)
+            };
+            let difference = |i: usize| Ok((moved(i, step)? - moved(i, -step)?) / (2.0 * step));
+            let want: Vec<f64> = (0..v.len()).map(difference).collect::<Result<_>>()?;
+            let scale = want.iter().fold(1e-3f64, |m, w| m.max(w.abs()));
+            for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+                let x = v[i];
+                ensure!((g - w).abs() <= tolerance * scale, "input {slot}[{i}] = {x}: rule {g}, difference {w}");
+            }
+        }
+        Ok(())
+    }
+
+    /// What the operator's reverse rule gives for these outputs and their gradients.
+    pub(crate) fn reversed(&self, outputs: &[Option<Tensor>], gradients: &[Option<Tensor>]) -> Result<Gradients> {
+        let Some(def) = lookup(&self.domain, &self.op_type, self.opset) else { bail!("the operator is not defined") };
+        let Some(rule) = reverse_rule(def) else { bail!("the operator has no rule") };
+        (rule.rule)(&Back {
+            def,
+            attrs: &self.attrs,
+            opset: self.opset,
+            inputs: &self.inputs,
+            outputs,
+            gradients,
+            wanted: &vec![true; self.inputs.len()],
+            threads: 2,
+        })
+    }
+
+    /// The operator's domain and name.
+    pub(crate) fn operator(&self) -> (&str, &str) {
+        (self.domain.canonical(), &self.op_type)
     }
 }
 

@@ -6,6 +6,7 @@
 //! Errors: not one count per dimension; a negative count.
 
 use super::constant_of_shape::to_shape;
+use super::reverse::Reverse;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, ensure};
 use crate::ir::{Dim, sym};
@@ -24,6 +25,8 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     eval,
     quant: QuantRule::Share,
 }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Tile", |b| b.moved(&[0]))];
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let shape = match (ctx.shape(0), ctx.values(1)) {

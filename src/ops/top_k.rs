@@ -10,6 +10,8 @@
 use std::cmp::Ordering;
 
 use super::call::axis;
+use super::gather_elements::element_offsets;
+use super::reverse::{Back, Gradients, Reverse};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Context, Result, anyhow, ensure};
 use crate::ir::{Dim, sym};
@@ -34,6 +36,17 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { since: 10, inputs: Arity::exactly(2), ..TOP_K },
     OpDef { since: 11, inputs: Arity::exactly(2), ..TOP_K },
 ];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("TopK", reverse)];
+
+/// The elements that were taken.
+fn reverse(b: &Back<'_>) -> Result<Gradients> {
+    let (x, indices) = (b.input(0)?, b.output(1)?);
+    let offsets = element_offsets(x.shape(), indices.shape(), &indices.to_i64s()?, b.int("axis", -1))?;
+    let mut dx = vec![0.0f32; x.len()];
+    offsets.into_iter().zip(b.gradient()?).for_each(|(at, g)| dx[at] += g);
+    Ok(vec![b.made(0, || Ok(dx))?])
+}
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let k = if ctx.opset < 10 {

@@ -6,6 +6,7 @@
 //! Errors: perm is no permutation of the input's dimensions.
 
 use super::call::axes;
+use super::reverse::Reverse;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Context, Result, ensure};
 use crate::tensor::broadcast::strides;
@@ -23,6 +24,8 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     eval,
     quant: QuantRule::Share,
 }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Transpose", |b| b.moved(&[0]))];
 
 fn permutation(perm: Option<&[i64]>, rank: usize) -> Result<Vec<usize>> {
     match perm {

@@ -4,6 +4,7 @@
 //! Inputs: X `[…, N, M]` of any type, k? int64 scalar: the diagonal to begin at. Output: as X, zeros elsewhere.
 //! Quantized: moves elements, and 0 has a quantized value. Errors: rank below 2; k of more than one element.
 
+use super::reverse::Reverse;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Context, Result, ensure};
 use crate::with_data;
@@ -19,6 +20,8 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     eval,
     quant: QuantRule::Share,
 }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Trilu", |b| b.moved(&[0]))];
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     if let Some(rank) = ctx.rank(0) {

@@ -7,6 +7,7 @@
 //! Errors: another element type.
 
 use super::elementwise::{UNARY, each, map, map_tensor, scalars, wrong_type};
+use super::reverse::{Back, Gradients, Reverse};
 use super::{Call, Item, OpDef};
 use crate::error::Result;
 use crate::kernels::math;
@@ -36,6 +37,36 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { name: "Sqrt", eval: |c| map(c, Sqrt {}), ..UNARY },
     OpDef { name: "Tan", since: 7, eval: |c| map(c, Tan {}), ..UNARY },
 ];
+
+pub(super) const REVERSE: &[Reverse] = &[
+    Reverse::of("Abs", |b| b.each(|x, _| if x > 0.0 { 1.0 } else if x < 0.0 { -1.0 } else { 0.0 })),
+    Reverse::of("Acos", |b| b.each(|x, _| -1.0 / (1.0 - x * x).sqrt())),
+    Reverse::of("Acosh", |b| b.each(|x, _| 1.0 / (x * x - 1.0).sqrt())),
+    Reverse::of("Asin", |b| b.each(|x, _| 1.0 / (1.0 - x * x).sqrt())),
+    Reverse::of("Asinh", |b| b.each(|x, _| 1.0 / (x * x + 1.0).sqrt())),
+    Reverse::of("Atan", |b| b.each(|x, _| 1.0 / (1.0 + x * x))),
+    Reverse::of("Atanh", |b| b.each(|x, _| 1.0 / (1.0 - x * x))),
+    Reverse::of("Ceil", flat),
+    Reverse::of("Cos", |b| b.each(|x, _| -x.sin())),
+    Reverse::of("Cosh", |b| b.each(|x, _| x.sinh())),
+    Reverse::of("Erf", |b| b.each(|x, _| std::f32::consts::FRAC_2_SQRT_PI * (-x * x).exp())),
+    Reverse::of("Exp", |b| b.each(|_, y| y)),
+    Reverse::of("Floor", flat),
+    Reverse::of("Log", |b| b.each(|x, _| 1.0 / x)),
+    Reverse::of("Neg", |b| b.each(|_, _| -1.0)),
+    Reverse::of("Reciprocal", |b| b.each(|_, y| -y * y)),
+    Reverse::of("Round", flat),
+    Reverse::of("Sign", flat),
+    Reverse::of("Sin", |b| b.each(|x, _| x.cos())),
+    Reverse::of("Sinh", |b| b.each(|x, _| x.cosh())),
+    Reverse::of("Sqrt", |b| b.each(|_, y| 0.5 / y)),
+    Reverse::of("Tan", |b| b.each(|_, y| 1.0 + y * y)),
+];
+
+/// Steps are flat between their jumps.
+fn flat(_: &Back<'_>) -> Result<Gradients> {
+    Ok(Vec::new())
+}
 
 scalars! {
     Abs {} |x| x.abs(), x.abs();

@@ -7,6 +7,7 @@
 //! Errors: an axis out of range or given twice; no axes.
 
 use super::call::axes;
+use super::reverse::Reverse;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, anyhow};
 use crate::ir::Dim;
@@ -24,6 +25,8 @@ const UNSQUEEZE: OpDef = OpDef {
 };
 
 pub(super) const OPS: &[OpDef] = &[UNSQUEEZE, OpDef { since: 13, inputs: Arity::exactly(2), ..UNSQUEEZE }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Unsqueeze", |b| b.reshaped())];
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let given = ctx.ints(1).or_else(|| ctx.attrs.ints("axes").map(<[i64]>::to_vec));

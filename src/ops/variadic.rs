@@ -6,9 +6,11 @@
 //! Quantized: `Max`, `Min` no; `Sum` and `Mean` with an observed output range.
 
 use super::elementwise::{KEEP, infer_broadcast, map_tensor, same_dtype, scalars, work_type, wrong_type, zip_either};
+use super::reverse::{Back, Gradients, Reverse, summed};
 use super::{Arity, Call, Item, OpDef, OpDomain, OutputRange, QuantRule, Slots};
 use crate::error::{Result, bail};
 use crate::tensor::DType;
+use crate::tensor::broadcast::for_each_row;
 use crate::tensor::cast::cast;
 
 const VARIADIC: OpDef = OpDef {
@@ -31,6 +33,41 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { name: "Min", eval: min, ..VARIADIC },
     OpDef { name: "Sum", eval: sum, quant: OBSERVED, ..VARIADIC },
 ];
+
+pub(super) const REVERSE: &[Reverse] = &[
+    Reverse::of("Max", |b| select(b, |new, best| new > best)),
+    Reverse::of("Mean", |b| share(b, b.inputs.len() as f32)),
+    Reverse::of("Min", |b| select(b, |new, best| new < best)),
+    Reverse::of("Sum", |b| share(b, 1.0)),
+];
+
+/// Each input takes a part of the whole gradient.
+fn share(b: &Back<'_>, n: f32) -> Result<Gradients> {
+    let (g, shape) = (b.gradient()?, b.output(0)?.shape());
+    let part: Vec<f32> = g.iter().map(|g| g / n).collect();
+    (0..b.inputs.len()).map(|slot| b.made(slot, || Ok(summed(&part, shape, b.input(slot)?.shape())))).collect()
+}
+
+/// The input whose element was taken, the first of equal ones, takes the gradient.
+fn select(b: &Back<'_>, is_better: fn(f32, f32) -> bool) -> Result<Gradients> {
+    let (g, shape) = (b.gradient()?, b.output(0)?.shape());
+    let mut best = vec![0.0f32; g.len()];
+    let mut from = vec![0usize; g.len()];
+    for slot in 0..b.inputs.len() {
+        let x = b.input(slot)?;
+        let v = x.to_f32s()?;
+        for_each_row(shape, [x.shape()], |o, [at], n, [step]| {
+            for i in 0..n {
+                let new = v[at + i * step];
+                if slot == 0 || is_better(new, best[o + i]) {
+                    (best[o + i], from[o + i]) = (new, slot);
+                }
+            }
+        });
+    }
+    let of = |slot: usize| -> Vec<f32> { g.iter().zip(&from).map(|(&g, &f)| if f == slot { g } else { 0.0 }).collect() };
+    (0..b.inputs.len()).map(|slot| b.made(slot, || Ok(summed(&of(slot), shape, b.input(slot)?.shape())))).collect()
+}
 
 /// Folds the inputs with one function for floats and one for integers.
 macro_rules! fold {

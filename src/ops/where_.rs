@@ -6,6 +6,7 @@
 //! Errors: X and Y of different types; shapes that do not broadcast.
 
 use super::elementwise::{infer_same_dtype, is_unique};
+use super::reverse::Reverse;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, OutputRange, QuantRule, Slots};
 use crate::error::{Result, ensure};
 use crate::ir::Dim;
@@ -24,6 +25,8 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     eval,
     quant: QuantRule::Combine { data: Slots::These(&[1, 2]), output: OutputRange::Observed },
 }];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Where", |b| b.moved(&[1, 2]))];
 
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let dtype = infer_same_dtype(ctx, 1..3)?;

@@ -31,7 +31,7 @@ pub struct OutputError {
 
 /// Sums that make an [`OutputError`]; additive over samples.
 #[derive(Debug, Clone, Default)]
-struct Sums {
+pub(super) struct Sums {
     signal: f64,
     noise: f64,
     channels: Vec<(f64, f64)>,
@@ -44,7 +44,7 @@ struct Sums {
 }
 
 impl Sums {
-    fn of(x: &Tensor, y: &Tensor) -> Result<Self> {
+    pub(super) fn of(x: &Tensor, y: &Tensor) -> Result<Self> {
         let mut s = Sums { samples: 1, ..Sums::default() };
         if x.shape() != y.shape() {
             s.is_broken = true;
@@ -87,7 +87,7 @@ impl Sums {
         Ok(s)
     }
 
-    fn add(&mut self, o: &Sums) {
+    pub(super) fn add(&mut self, o: &Sums) {
         self.signal += o.signal;
         self.noise += o.noise;
         if self.channels.len() == o.channels.len() {
@@ -108,7 +108,7 @@ impl Sums {
         self.is_broken |= o.is_broken;
     }
 
-    fn finish(self, name: &str) -> OutputError {
+    pub(super) fn finish(self, name: &str) -> OutputError {
         // A slice without signal says nothing about a ratio.
         let mean = self.signal / self.channels.len().max(1) as f64;
         let worst = self.channels.iter().filter(|c| c.0 > 1e-6 * mean).map(|&(s, n)| sqnr(s, n));
@@ -266,7 +266,7 @@ fn total(per_sample: &[Vec<Option<Sums>>], names: &[String]) -> Vec<OutputError>
     total.into_iter().zip(names).filter_map(|(s, name)| s.map(|s| s.finish(name))).collect()
 }
 
-fn is_measured(dtype: DType) -> bool {
+pub(super) fn is_measured(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64)
 }
 

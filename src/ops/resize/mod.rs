@@ -13,6 +13,7 @@
 mod sample;
 
 use super::call::axes;
+use super::reverse::{Back, Gradients, Reverse};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Context, Result, anyhow, bail, ensure};
 use crate::ir::{Attrs, Dim, sym};
@@ -40,6 +41,8 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { name: "Upsample", since: 7, inputs: Arity::exactly(1), ..RESIZE },
     OpDef { name: "Upsample", since: 9, inputs: Arity::exactly(2), ..RESIZE },
 ];
+
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Resize", reverse), Reverse::of("Upsample", reverse)];
 
 /// Where scales come from: an input slot, or an attribute.
 fn scales_slot(op_type: &str, opset: i64) -> Option<usize> {
@@ -153,14 +156,14 @@ fn targets(call: &Call<'_>, shape: &[usize], list: &[usize]) -> Result<Vec<(f64,
     }
 }
 
-fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
+/// How every dimension changes, and what the output's shape is.
+fn plan(call: &Call<'_>) -> Result<(Vec<Axis>, Vec<usize>)> {
     let x = call.input(0)?;
     let list = wanted_axes(call.attrs, x.rank())?;
     let targets = targets(call, x.shape(), &list)?;
     let shape: Vec<usize> = targets.iter().map(|t| t.1).collect();
     ensure!(count(&shape)? <= 1 << 36, "shape {shape:?} has too many elements");
-    let old = call.opset < 11 || call.op_type == "Upsample";
-    let coordinates = if old {
+    let coordinates = if is_old(call) {
         Coordinates::Asymmetric
     } else {
         Coordinates::parse(call.str("coordinate_transformation_mode", "half_pixel"))?
@@ -181,20 +184,46 @@ fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
         };
         plan.push(Axis { n: x.shape()[a], size, scale, region, coordinates });
     }
-    let changed: Vec<bool> = plan.iter().map(|p| !p.is_identity()).collect();
-    if !changed.contains(&true) {
+    Ok((plan, shape))
+}
+
+/// Before opset 11 there is one kind of coordinates, and one nearest element.
+fn is_old(call: &Call<'_>) -> bool {
+    call.opset < 11 || call.op_type == "Upsample"
+}
+
+/// The kernel of the averages of modes linear and cubic.
+fn filter(call: &Call<'_>) -> Result<Filter> {
+    Ok(Filter {
+        cubic: match call.str("mode", "nearest") {
+            "linear" | "bilinear" => None,
+            "cubic" if !is_old(call) => Some(f64::from(call.float("cubic_coeff_a", -0.75))),
+            m => bail!("attribute \"mode\" is \"{m}\", expected nearest, linear or cubic"),
+        },
+        antialias: call.flag("antialias", false),
+        exclude_outside: call.flag("exclude_outside", false),
+        extrapolation: f64::from(call.float("extrapolation_value", 0.0)),
+    })
+}
+
+fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
+    let (plan, shape) = plan(call)?;
+    if plan.iter().all(Axis::is_identity) {
         return Ok(call.take(0)?.into());
     }
+    let x = call.input(0)?;
     if x.is_empty() || shape.contains(&0) {
         return Ok(Tensor::zeros(x.dtype(), &shape)?.into());
     }
-    let extrapolation = f64::from(call.float("extrapolation_value", 0.0));
-    let mode = call.str("mode", "nearest");
-    if mode == "nearest" {
+    if call.str("mode", "nearest") == "nearest" {
         ensure!(!call.flag("antialias", false), "attribute \"antialias\" is set, which mode nearest does not have");
-        let nearest =
-            if old { Nearest::Simple } else { Nearest::parse(call.str("nearest_mode", "round_prefer_floor"))? };
+        let nearest = if is_old(call) {
+            Nearest::Simple
+        } else {
+            Nearest::parse(call.str("nearest_mode", "round_prefer_floor"))?
+        };
         let maps: Vec<_> = plan.iter().map(|p| p.nearest(nearest)).collect();
+        let extrapolation = f64::from(call.float("extrapolation_value", 0.0));
         let fill = cast::from_f64s(x.dtype(), &[], vec![extrapolation]).or_else(|_| Tensor::zeros(x.dtype(), &[]))?;
         let y = with_data!(x.data(), T, b => {
             let v = sample::select(b.as_slice(), x.shape(), &maps, &fill.slice::<T>()?[0]);
@@ -202,17 +231,18 @@ fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
         })?;
         return Ok(y.into());
     }
-    let filter = Filter {
-        cubic: match mode {
-            "linear" | "bilinear" => None,
-            "cubic" if !old => Some(f64::from(call.float("cubic_coeff_a", -0.75))),
-            m => bail!("attribute \"mode\" is \"{m}\", expected nearest, linear or cubic"),
-        },
-        antialias: call.flag("antialias", false),
-        exclude_outside: call.flag("exclude_outside", false),
-        extrapolation,
-    };
-    Ok(filtered(x, &plan, &shape, &filter)?.into())
+    Ok(filtered(x, &plan, &shape, &filter(call)?)?.into())
+}
+
+/// Elements are selected, or each average's gradient is spread with the average's weights.
+fn reverse(b: &Back<'_>) -> Result<Gradients> {
+    if b.attrs.str("mode").unwrap_or("nearest") == "nearest" {
+        let mut attrs = b.attrs.clone();
+        attrs.remove("extrapolation_value");
+        return b.moved_with(&[0], &attrs, &[]);
+    }
+    let (plan, filter) = b.again(|call| Ok((plan(call)?.0, filter(call)?)))?;
+    Ok(vec![b.made(0, || Ok(sample::spread(b.gradient()?.to_vec(), &plan, &filter)))?])
 }
 
 /// Weighted averages: in 32-bit floats for float and 16-bit floats, in 64-bit floats for everything else. Integers

@@ -271,3 +271,29 @@ pub(super) fn average<T: NdFloat>(mut v: Vec<T>, plan: &[Axis], filter: &Filter)
     }
     v
 }
+
+/// The transpose of [`average`]: the gradients of the averages, spread over the elements with the weights.
+pub(super) fn spread(mut g: Vec<f32>, plan: &[Axis], filter: &Filter) -> Vec<f32> {
+    let mut shape: Vec<usize> = plan.iter().map(|a| a.size).collect();
+    for (d, axis) in plan.iter().enumerate() {
+        if axis.is_identity() {
+            continue;
+        }
+        let (width, indices, weights, outside) = filter.taps(axis);
+        let inner: usize = shape[d + 1..].iter().product();
+        let outer: usize = shape[..d].iter().product();
+        let mut out = vec![0.0f32; outer * axis.n * inner];
+        for (o, dst) in out.chunks_exact_mut((axis.n * inner).max(1)).enumerate() {
+            for k in (0..axis.size).filter(|&k| !outside[k]) {
+                let row = &g[(o * axis.size + k) * inner..][..inner];
+                for (&i, &w) in indices[k * width..(k + 1) * width].iter().zip(&weights[k * width..]) {
+                    let w = w as f32;
+                    dst[i * inner..(i + 1) * inner].iter_mut().zip(row).for_each(|(x, g)| *x += w * g);
+                }
+            }
+        }
+        shape[d] = axis.n;
+        g = out;
+    }
+    g
+}

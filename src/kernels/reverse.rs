@@ -1,0 +1,242 @@
+//! Gradients of convolutions and sums over windows.
+//!
+//! The gradient of the data of a convolution with stride 1 is a convolution with the filters turned round; with another
+//! stride, and of sums, it is spread as a transposed convolution spreads. The gradient of the filters is a product of
+//! the output's gradient with the windows, which are laid out as a matrix a block of places at a time.
+
+use super::conv::{Filters, Geometry, conv, for_each_index};
+use super::conv_transpose::{Scatter, scatter};
+use super::gemm::{Init, PackedB, gemm};
+use super::plain::valid;
+use super::pool::Pool;
+use super::{Slots, for_each, for_each_chunk};
+
+/// Elements of the matrix of windows that are laid out at once.
+const BLOCK: usize = 1 << 20;
+
+/// The gradient of a convolution's data, from the filters and the gradient of its output.
+///
+/// # Panics
+/// A slice has not the length that `g` says.
+#[must_use]
+pub fn conv_data(threads: usize, g: &Geometry, w: &[f32], dy: &[f32]) -> Vec<f32> {
+    let (in_size, out_size) = (g.input.iter().product::<usize>(), g.output.iter().product::<usize>());
+    let mut dx = vec![0.0f32; g.batch * g.channels * in_size];
+    if dx.is_empty() || dy.is_empty() {
+        return dx;
+    }
+    assert_eq!(dy.len(), g.batch * g.filters * out_size, "length of the gradient");
+    if let Some(turned) = turned(g) {
+        conv(threads, &turned, dy, &Filters::new(&turned_filters(g, w), &turned), None, &mut dx);
+        return dx;
+    }
+    let (per_in, per_out, taps) = (g.channels / g.groups, g.filters / g.groups, g.kernel.iter().product::<usize>());
+    let s = Scatter {
+        input: g.output.clone(),
+        output: g.input.clone(),
+        kernel: g.kernel.clone(),
+        stride: g.stride.clone(),
+        dilation: g.dilation.clone(),
+        begin: g.begin.clone(),
+    };
+    let rows = per_in * taps;
+    let mut columns = vec![0.0f32; rows * out_size];
+    for n in 0..g.batch {
+        for group in 0..g.groups {
+            let w = &w[group * per_out * rows..(group + 1) * per_out * rows];
+            let dy = &dy[(n * g.filters + group * per_out) * out_size..][..per_out * out_size];
+            if per_out == 1 {
+                for (columns, &w) in columns.chunks_exact_mut(out_size).zip(w) {
+                    columns.iter_mut().zip(dy).for_each(|(c, g)| *c = w * g);
+                }
+            } else {
+                let turned: Vec<f32> = (0..rows).flat_map(|r| (0..per_out).map(move |m| w[m * rows + r])).collect();
+                let dy = PackedB::new(dy, per_out, out_size, out_size, 1);
+                gemm(threads, rows, &turned, &dy, Init::Zero, &mut columns);
+            }
+            let at = (n * g.channels + group * per_in) * in_size;
+            scatter(threads, &s, &columns, &mut dx[at..at + per_in * in_size]);
+        }
+    }
+    dx
+}
+
+/// The convolution of the output's gradient that gives the data's; `None` where that is none.
+fn turned(g: &Geometry) -> Option<Geometry> {
+    let begin = (0..g.kernel.len()).map(|d| ((g.kernel[d] - 1) * g.dilation[d]).checked_sub(g.begin[d]));
+    let begin: Vec<usize> = begin.collect::<Option<_>>()?;
+    g.stride.iter().all(|&s| s == 1).then(|| Geometry {
+        channels: g.filters,
+        filters: g.channels,
+        input: g.output.clone(),
+        output: g.input.clone(),
+        begin,
+        ..g.clone()
+    })
+}
+
+/// `[filters, channels / groups, taps]` as `[channels, filters / groups, taps in reverse]`.
+fn turned_filters(g: &Geometry, w: &[f32]) -> Vec<f32> {
+    let (per_in, per_out, taps) = (g.channels / g.groups, g.filters / g.groups, g.kernel.iter().product::<usize>());
+    let mut out = Vec::with_capacity(w.len());
+    for group in 0..g.groups {
+        for c in 0..per_in {
+            for m in 0..per_out {
+                let at = ((group * per_out + m) * per_in + c) * taps;
+                out.extend(w[at..at + taps].iter().rev());
+            }
+        }
+    }
+    out
+}
+
+/// The gradient of a convolution's filters, from its data and the gradient of its output.
+///
+/// # Panics
+/// A slice has not the length that `g` says.
+#[must_use]
+pub fn conv_weights(threads: usize, g: &Geometry, x: &[f32], dy: &[f32]) -> Vec<f32> {
+    let (in_size, out_size) = (g.input.iter().product::<usize>(), g.output.iter().product::<usize>());
+    let (per_in, per_out, taps) = (g.channels / g.groups, g.filters / g.groups, g.kernel.iter().product::<usize>());
+    let columns = per_in * taps;
+    let mut dw = vec![0.0f32; g.filters * columns];
+    if dw.is_empty() || dy.is_empty() || x.is_empty() {
+        return dw;
+    }
+    assert_eq!(dy.len(), g.batch * g.filters * out_size, "length of the gradient");
+    assert_eq!(x.len(), g.batch * g.channels * in_size, "length of the data");
+    for n in 0..g.batch {
+        let images = (&x[n * g.channels * in_size..], &dy[n * g.filters * out_size..]);
+        if per_out == 1 && per_in == 1 {
+            for_each_chunk(threads, &mut dw, taps, &|c, dw| {
+                let (x, dy) = (&images.0[c * in_size..][..in_size], &images.1[c * out_size..][..out_size]);
+                let mut sums = dw.iter_mut();
+                windows(g, x, 0..out_size, &mut |row| {
+                    if let Some(sum) = sums.next() {
+                        *sum += dot(row, dy);
+                    }
+                });
+            });
+            continue;
+        }
+        for group in 0..g.groups {
+            let x = &images.0[group * per_in * in_size..][..per_in * in_size];
+            let dy = &images.1[group * per_out * out_size..][..per_out * out_size];
+            let dw = &mut dw[group * per_out * columns..][..per_out * columns];
+            dense(threads, g, x, dy, dw);
+        }
+    }
+    dw
+}
+
+/// One image and group: the product over all places, a block of them at a time.
+fn dense(threads: usize, g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    let (in_size, out_size) = (g.input.iter().product::<usize>(), g.output.iter().product::<usize>());
+    let (per_in, per_out, taps) = (g.channels / g.groups, g.filters / g.groups, g.kernel.iter().product::<usize>());
+    let columns = per_in * taps;
+    let row = g.output.last().copied().unwrap_or(1).max(1);
+    let block = (BLOCK / columns).next_multiple_of(row).max(row).min(out_size);
+    let mut matrix = vec![0.0f32; columns * block];
+    let mut part = vec![0.0f32; per_out * block];
+    for start in (0..out_size).step_by(block) {
+        let places = start..out_size.min(start + block);
+        let len = places.len();
+        let slots = Slots::new(&mut matrix[..columns * len]);
+        for_each(threads, per_in, |c| {
+            let mut rows = slots.chunk(c, taps * len).chunks_exact_mut(len);
+            windows(g, &x[c * in_size..(c + 1) * in_size], places.clone(), &mut |row| {
+                if let Some(to) = rows.next() {
+                    to.copy_from_slice(row);
+                }
+            });
+        });
+        for (to, from) in part.chunks_exact_mut(len).zip(dy.chunks_exact(out_size)) {
+            to.copy_from_slice(&from[places.clone()]);
+        }
+        let packed = PackedB::new(&matrix[..columns * len], len, columns, 1, len);
+        gemm(threads, per_out, &part[..per_out * len], &packed, Init::Output, dw);
+    }
+}
+
+/// Calls `f` for each tap with the elements of one channel that it meets at these places of the output (whole rows), 0
+/// outside the input.
+fn windows(g: &Geometry, x: &[f32], places: std::ops::Range<usize>, f: &mut dyn FnMut(&[f32])) {
+    let last = g.input.len() - 1;
+    let (width, from_width) = (g.output[last], g.input[last]);
+    let mut row = vec![0.0f32; places.len()];
+    for_each_index(&g.kernel, |k| {
+        row.fill(0.0);
+        let (lo, hi, at) = valid(width, from_width, k[last] * g.dilation[last], g.stride[last], g.begin[last]);
+        let mut start = 0;
+        for_each_index(&g.output[..last], |o| {
+            let here = start;
+            start += width;
+            if !places.contains(&here) || lo >= hi {
+                return;
+            }
+            let mut from = 0;
+            for d in 0..last {
+                let i = o[d] * g.stride[d] + k[d] * g.dilation[d];
+                if i < g.begin[d] || i - g.begin[d] >= g.input[d] {
+                    return;
+                }
+                from = from * g.input[d] + i - g.begin[d];
+            }
+            let x = &x[from * from_width + at..(from + 1) * from_width];
+            let to = &mut row[here - places.start..][lo..hi];
+            if g.stride[last] == 1 {
+                to.copy_from_slice(&x[..hi - lo]);
+            } else {
+                to.iter_mut().zip(x.iter().step_by(g.stride[last])).for_each(|(t, x)| *t = *x);
+            }
+        });
+        f(&row);
+    });
+}
+
+/// The sum of products, in 16 chains of additions.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    let (a16, b16) = (a.chunks_exact(16), b.chunks_exact(16));
+    let rest: f32 = a16.remainder().iter().zip(b16.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a16.zip(b16) {
+        lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(l, (a, b))| *l += a * b);
+    }
+    lanes.iter().sum::<f32>() + rest
+}
+
+/// Adds the gradient of every window's sum to all elements of the window; channel after channel.
+///
+/// # Panics
+/// A slice has not the length that the sizes say.
+pub fn spread_sums(threads: usize, p: &Pool, dy: &[f32], dx: &mut [f32]) {
+    let (in_size, out_size) = p.sizes();
+    if in_size == 0 {
+        return;
+    }
+    let last = p.input.len() - 1;
+    for_each_chunk(threads, dx, in_size, &|c, dx| {
+        let dy = &dy[c * out_size..(c + 1) * out_size];
+        for_each_index(&p.kernel, |k| {
+            let shift = k[last] * p.dilation[last];
+            let (lo, hi, at) = valid(p.output[last], p.input[last], shift, p.stride[last], p.begin[last]);
+            let mut start = 0;
+            for_each_index(&p.output[..last], |o| {
+                let row = &dy[start..start + p.output[last]];
+                start += p.output[last];
+                let mut to = 0;
+                for d in 0..last {
+                    let i = o[d] * p.stride[d] + k[d] * p.dilation[d];
+                    if i < p.begin[d] || i - p.begin[d] >= p.input[d] {
+                        return;
+                    }
+                    to = to * p.input[d] + i - p.begin[d];
+                }
+                if lo < hi {
+                    let dx = &mut dx[to * p.input[last] + at..(to + 1) * p.input[last]];
+                    dx.iter_mut().step_by(p.stride[last]).zip(&row[lo..hi]).for_each(|(x, g)| *x += g);
+                }
+            });
+        });
+    });
+}

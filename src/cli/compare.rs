@@ -99,11 +99,8 @@ impl Args {
             for t in &done.tensors[..shown] {
                 let name = if t.other == t.error.name { String::new() } else { format!("  ({})", t.other) };
                 let e = &t.error;
-                let _ = writeln!(
-                    s,
-                    "  SQNR {:.1} dB  cosine {:.6}  max abs {:.3e}  {}{name}",
-                    e.sqnr_db, e.cosine, e.max_abs, e.name
-                );
+                let db = if e.sqnr_db.is_infinite() { "exact".into() } else { format!("{:.1} dB", e.sqnr_db) };
+                let _ = writeln!(s, "  SQNR {db}  cosine {:.6}  max abs {:.3e}  {}{name}", e.cosine, e.max_abs, e.name);
             }
         }
         s

@@ -605,7 +605,9 @@ mod tests {
         let study = Study::new(model, &config, &data, &Quiet, &mut Sink::default()).unwrap();
         let nodes = study.operators();
         assert_eq!(nodes.len(), 3);
-        let noise = study.noise_model(&data, &NoiseOptions::default(), &Quiet).unwrap();
+        // So many passes that the estimate has settled: its spread is that of 256 squares of signs.
+        let options = NoiseOptions { passes: 256, ..NoiseOptions::default() };
+        let noise = study.noise_model(&data, &options, &Quiet).unwrap();
         assert!(noise.stopped.is_empty() && noise.unknown(&study.model, &study.plan).is_empty());
         let measured = study.output_errors(&nodes, &data, &Quiet).unwrap();
         let near = |what: &str, predicted: f64, measured: f64| {

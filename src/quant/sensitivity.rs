@@ -4,11 +4,30 @@
 //!   each operator. The reference of the other two.
 //! - **gradient**: the same, predicted by the noise model ([`super::noise`]) from a few reverse passes for all operators
 //!   at once. What gradients do not reach is measured.
-//! - **magnitude**: the largest magnitude in the operator's weight, which its quantization step is proportional to. Needs no data, and knows
-//!   nothing of the network.
+//! - **magnitude**: the largest magnitude in the operator's weight, which its quantization step is proportional to; it
+//!   knows nothing of the network.
 //!
 //! Operators are those with a weight that the plan runs in integers. `onnx-quant sensitivity MODEL --by all` prints all
-//! orders with Spearman's rank correlation of the cheap ones with output-error.
+//! orders with Spearman's rank correlation of the cheap ones with output-error. On 13 networks with 4 to 70 such
+//! operators (min-max ranges of 16 samples, `-n 16 --by all`), and the worst output's SQNR with all of them in integers:
+//!
+//! | network | operators | gradient | magnitude | measured | predicted |
+//! |---|---|---|---|---|---|
+//! | crepe_tiny | 7 | 0.86 | 0.64 | 44.7 dB | 42.8 dB |
+//! | crnn_en (recurrent layers stop gradients) | 10 | 1.00 | 0.27 | 42.6 dB | 41.8 dB |
+//! | dnsmos | 12 | 0.92 | 0.29 | 10.2 dB | 10.7 dB |
+//! | efficientnet_lite0 | 50 | 0.99 | 0.27 | 18.6 dB | 17.8 dB |
+//! | fastestdet | 70 | 0.93 | 0.12 | 15.2 dB | 11.4 dB |
+//! | minilm_l3 | 18 | 0.98 | 0.60 | 21.4 dB | 21.5 dB |
+//! | mtcnn_onet | 8 | 0.88 | 0.05 | 21.0 dB | 24.7 dB |
+//! | oww_embedding | 20 | 0.92 | 0.30 | 23.9 dB | 22.7 dB |
+//! | ppocr_v2_cls (saturated outputs) | 54 | 0.66 | 0.17 | 85.0 dB | 77.4 dB |
+//! | ppocr_v4_rec | 47 | 0.78 | 0.58 | 17.4 dB | 7.6 dB |
+//! | superres | 4 | 1.00 | 0.00 | 25.1 dB | 27.7 dB |
+//! | thai_deepcut | 26 | 0.93 | 0.15 | 36.3 dB | 37.1 dB |
+//! | ultraface | 52 | 0.97 | 0.55 | 43.6 dB | 43.3 dB |
+//!
+//! First order is what it says: behind a `Log` of nearly nothing, or where outputs saturate, predictions are off.
 
 use std::collections::BTreeMap;
 

@@ -118,7 +118,7 @@ impl Dataset for Random {
 fn quantized(model: Model, shape: &[usize]) -> Quantized {
     let data = Random { shape: shape.to_vec() };
     // No floor: what a pattern gives is looked at, however coarse its random weights are in integers.
-    let mut config = Config { min_sqnr_db: f64::NEG_INFINITY, threads: 1, ..Config::new(common::ort_target()).unwrap() };
+    let mut config = Config { min_sqnr_db: f64::NEG_INFINITY, threads: 1, ..Config::new("ort-cpu").unwrap() };
     config.target.cost = None;
     let data = Data { calibration: &data, holdout: &data, is_shared: true };
     quantize(model, &config, &data, &Quiet, &mut |_, _| {}, &mut Sink::default()).unwrap()

@@ -18,7 +18,7 @@ use crate::ir::Model;
 use crate::onnx::{External, WriteOptions};
 use crate::quant::prune::Pattern;
 use crate::quant::scheme::{Choices, Form, Scheme};
-use crate::quant::{self, Config, Mode, overrides};
+use crate::quant::{self, Config, Effort, Mode, overrides};
 use crate::tensor::DType;
 
 /// Arguments of the one-shot form and of `quantize`.
@@ -225,6 +225,9 @@ struct SchemeArgs {
     /// What counts: `speed` keeps float what would not be faster in integers, `size` quantizes whatever can be
     #[arg(long, value_name = "WHAT", default_value = "speed")]
     prefer: Prefer,
+    /// Work that goes into accuracy: `fast` chooses ranges alone, `best` uses more samples than `balanced`
+    #[arg(long, value_name = "EFFORT", default_value = "balanced")]
+    effort: Level,
     /// Where weights go: into the model file, or into a file beside it
     #[arg(long, value_name = "WHERE", default_value = "auto")]
     external_data: Where,
@@ -311,6 +314,14 @@ impl TypeArgs {
             form,
         }
     }
+}
+
+/// How much work goes into accuracy.
+#[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Level {
+    Fast,
+    Balanced,
+    Best,
 }
 
 /// What a plan is chosen for.
@@ -431,6 +442,11 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
         cache,
         exclude: Box::new(move |label, op_type| excluding.excludes(label, op_type)),
         min_sqnr_db: args.scheme.min_sqnr.unwrap_or(base.min_sqnr_db),
+        effort: match args.scheme.effort {
+            Level::Fast => Effort::Fast,
+            Level::Balanced => Effort::Balanced,
+            Level::Best => Effort::Best,
+        },
         threads: session.threads,
         ..base
     };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::algo::moments::Limits;
 use super::annotate::Excluded;
 use super::overrides::Overrides;
 use super::prune::Pattern;
@@ -24,6 +25,29 @@ pub enum Mode {
     WeightOnly(super::weight_only::Options),
     /// Weights, and activations with the range that they have at each run.
     Dynamic(super::dynamic::Options),
+}
+
+/// How much work goes into accuracy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Effort {
+    /// Ranges alone.
+    Fast,
+    /// Equalization, bias correction and GPTQ rounding of weights whose inputs' second moments are cheap.
+    #[default]
+    Balanced,
+    /// The same from more samples, and for weights of any size.
+    Best,
+}
+
+impl Effort {
+    /// What second moments are gathered.
+    #[must_use]
+    pub fn moments(self) -> Limits {
+        match self {
+            Effort::Fast | Effort::Balanced => Limits { samples: 8, k: 1200, bytes: 128 << 20 },
+            Effort::Best => Limits::default(),
+        }
+    }
 }
 
 /// Choices for one run.
@@ -51,6 +75,8 @@ pub struct Config {
     /// Output SQNR in dB that the emitted model must reach on samples that were not used to choose anything; operators
     /// stay float until it does.
     pub min_sqnr_db: f64,
+    /// How much work goes into accuracy.
+    pub effort: Effort,
     /// Threads.
     pub threads: usize,
 }
@@ -74,6 +100,7 @@ impl Config {
             prune: None,
             quantize_io: false,
             min_sqnr_db: 20.0,
+            effort: Effort::default(),
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         })
     }

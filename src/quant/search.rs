@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::Data;
-use super::algo::{bias_correct, channels, equalize};
+use super::algo::{bias_correct, channels, equalize, gptq, moments};
 use super::annotate::{Excluded, annotate};
-use super::config::Config;
+use super::config::{Config, Effort};
 use super::facts::Facts;
 use super::measure::{Reference, worst_sqnr};
+use super::noise::{NoiseModel, NoiseOptions, Site};
 use super::partition::{Noise, Partition};
 use super::plan::{Decision, NodePlace, Place, QuantPlan};
 use super::progress::Progress;
@@ -22,7 +23,7 @@ use crate::calibrate::dataset::{Dataset, Sample};
 use crate::diag::Sink;
 use crate::error::{Context, Result, anyhow};
 use crate::interp::RunOptions;
-use crate::ir::Model;
+use crate::ir::{GraphId, Model};
 
 /// Samples that choices are verified on.
 const TUNE_SAMPLES: usize = 16;
@@ -152,18 +153,17 @@ pub fn choose(
     let mut variant = Variant::new(model, config, excluded, (&search.fit, config.cache.as_ref()), progress, sink)?;
     let nothing = Noise::default();
     let mut out = variant.partition(config, &nothing).for_speed(excluded)?;
-    let mut best = search.attempt(&variant, &out, None)?;
+    let mut best = search.attempt(&variant, &out, Polish::default())?;
     if !search.pays(&variant, &best.plan, report) {
         let all = best.plan.nodes.iter().filter(|n| n.decision == Decision::Integer).map(|n| n.place);
         out.extend(all.map(|p| (p, ("no-gain", "the whole model would save no time in integers".to_owned()))));
-        best = search.attempt(&variant, &out, None)?;
+        best = search.attempt(&variant, &out, Polish::default())?;
     }
     if best.plan.n_integer() == 0 {
         return Ok(Choice { prepared: variant.model, plan: best.plan, emitted: best.emitted });
     }
-    if best.db < GOOD_DB
-        && let Some((other, attempt, n)) = search.equalized(&variant, &best.plan, &out, sink)?
-    {
+    let polishes = best.db < GOOD_DB && config.effort != Effort::Fast;
+    if polishes && let Some((other, attempt, n)) = search.equalized(&variant, &best.plan, &out, sink)? {
         let was = best.db;
         let is_better = attempt.db > was + LEAST_GAIN_DB;
         let left = if is_better { "" } else { " left out" };
@@ -172,19 +172,29 @@ pub fn choose(
             (variant, best) = (other, attempt);
         }
     }
-    // Bias correction belongs to a plan: it is done again for every plan that is tried.
-    let needs = bias_correct::needs(&variant.model, &best.plan);
-    let means = channels::gather(&variant.model, &needs, &search.fit, CHANNEL_SAMPLES)?;
-    let mut corrected = None;
-    if best.db < GOOD_DB {
-        let attempt = search.attempt(&variant, &out, Some(&means))?;
+    // What is done to weights belongs to a plan: it is done again for every plan that is tried.
+    let mut polish = Polish::default();
+    let (means, seen);
+    if polishes {
+        let needs = bias_correct::needs(&variant.model, &best.plan);
+        means = channels::gather(&variant.model, &needs, &search.fit, CHANNEL_SAMPLES)?;
+        let corrected = Polish { means: Some(&means), ..polish };
+        let attempt = search.attempt(&variant, &out, corrected)?;
         if attempt.db > best.db + LEAST_GAIN_DB / 2.0 {
             report.notes.push(format!("bias correction: {:.1} -> {:.1} dB", best.db, attempt.db));
-            (best, corrected) = (attempt, Some(&means));
+            (best, polish) = (attempt, corrected);
+        }
+        let needs = moments::needs(&variant.model, &best.plan, &variant.model);
+        seen = moments::gather(&variant.model, &needs, &search.fit, config.effort.moments(), config.threads)?;
+        let rounded = Polish { means: Some(&means), moments: Some(&seen) };
+        let attempt = search.attempt(&variant, &out, rounded)?;
+        if attempt.db > best.db + LEAST_GAIN_DB {
+            report.notes.push(format!("GPTQ rounding of weights: {:.1} -> {:.1} dB", best.db, attempt.db));
+            (best, polish) = (attempt, rounded);
         }
     }
     if best.db < config.min_sqnr_db + MARGIN_DB {
-        best = search.over_the_floor(&variant, best, &out, corrected, report)?;
+        best = search.over_the_floor(&variant, best, &out, polish, report)?;
     }
     report.time = variant.partition(config, &nothing).time(&best.plan);
     Ok(Choice { prepared: variant.model, plan: best.plan, emitted: best.emitted })
@@ -192,23 +202,37 @@ pub fn choose(
 
 type Means = BTreeMap<Place, channels::Channels>;
 
+/// What is done to the weights of every plan that is tried.
+#[derive(Clone, Copy, Default)]
+struct Polish<'a> {
+    /// Biases are corrected with these means.
+    means: Option<&'a Means>,
+    /// Weights are rounded with these second moments of their inputs.
+    moments: Option<&'a moments::Gathered>,
+}
+
 impl Search<'_> {
     fn score(&self, emitted: &Model, samples: usize, threads: usize) -> Result<f64> {
         Ok(worst_sqnr(&self.reference.compare(&compile(emitted)?, samples, threads)?))
     }
 
-    fn make(&self, variant: &Variant, excluded: &Excluded, means: Option<&Means>) -> Result<(QuantPlan, Model)> {
+    fn make(&self, variant: &Variant, excluded: &Excluded, polish: Polish<'_>) -> Result<(QuantPlan, Model)> {
         let solver = variant.solver(self.config);
         let mut plan = solver.plan(excluded)?;
-        if let Some(means) = means {
+        let structure = plan.clone();
+        if let Some(seen) = polish.moments {
+            let takes = |n| polish.means.is_some() && bias_correct::takes_mean(&variant.model, &structure, n);
+            gptq::apply(&variant.model, &mut plan, seen, &takes, self.config.threads)?;
+        }
+        if let Some(means) = polish.means {
             bias_correct::correct(&variant.model, &mut plan, means)?;
         }
         let emitted = solver.emit(&plan)?;
         Ok((plan, emitted))
     }
 
-    fn attempt(&self, variant: &Variant, excluded: &Excluded, means: Option<&Means>) -> Result<Attempt> {
-        let (plan, emitted) = self.make(variant, excluded, means)?;
+    fn attempt(&self, variant: &Variant, excluded: &Excluded, polish: Polish<'_>) -> Result<Attempt> {
+        let (plan, emitted) = self.make(variant, excluded, polish)?;
         let db = if plan.n_integer() == 0 {
             f64::INFINITY
         } else {
@@ -244,7 +268,7 @@ impl Search<'_> {
             return Ok(None);
         }
         let other = Variant::new(model, self.config, excluded, (&self.fit, None), self.progress, sink)?;
-        let attempt = self.attempt(&other, excluded, None)?;
+        let attempt = self.attempt(&other, excluded, Polish::default())?;
         Ok(Some((other, attempt, done.len())))
     }
 
@@ -256,11 +280,11 @@ impl Search<'_> {
         variant: &Variant,
         first: Attempt,
         excluded: &Excluded,
-        means: Option<&Means>,
+        polish: Polish<'_>,
         report: &mut Report,
     ) -> Result<Attempt> {
         let floor = self.config.min_sqnr_db + MARGIN_DB;
-        let noise = self.noise(variant, &first.plan, excluded, means)?;
+        let noise = self.noise(variant, &first.plan, excluded, polish)?;
         let partition = variant.partition(self.config, &noise);
         let (before, n_before) = (first.db, first.plan.n_weighted());
         let allowed = power(floor);
@@ -270,7 +294,7 @@ impl Search<'_> {
         self.progress.begin("searching", ATTEMPTS as u64);
         for _ in 0..ATTEMPTS {
             let Some(out) = self.priced(&partition, excluded, allowed / ratio)? else { break };
-            let attempt = self.attempt(variant, &out, means)?;
+            let attempt = self.attempt(variant, &out, polish)?;
             self.progress.advance(1);
             let predicted = noise.of(&attempt.plan) * ratio;
             let (is_over, was_over) = (attempt.db >= floor, best.db >= floor);
@@ -325,13 +349,27 @@ impl Search<'_> {
         Ok(found)
     }
 
-    /// The noise of each weighted operator of a plan, measured by letting it alone run in integers.
-    fn noise(&self, variant: &Variant, plan: &QuantPlan, excluded: &Excluded, means: Option<&Means>) -> Result<Noise> {
+    /// The noise of each part of a plan: predicted from a few passes back through the network, or, where gradients do
+    /// not reach everything, measured by letting each weighted operator alone run in integers.
+    fn noise(&self, variant: &Variant, plan: &QuantPlan, excluded: &Excluded, polish: Polish<'_>) -> Result<Noise> {
+        let model = NoiseModel::new(&variant.solver(self.config), plan, &self.fit, &NoiseOptions::default())?;
+        let parts = model.contributions(&variant.model, plan);
+        let is_sound = parts.iter().all(|p| p.relative.is_finite());
+        if is_sound && !parts.is_empty() && model.unknown(&variant.model, plan).is_empty() {
+            let mut noise = Noise::default();
+            for p in parts {
+                match p.site {
+                    Site::Tensor(v) => *noise.tensors.entry((GraphId::MAIN, v)).or_default() += p.relative,
+                    Site::Input(n, _) => *noise.weights.entry((GraphId::MAIN, n)).or_default() += p.relative,
+                }
+            }
+            return Ok(noise);
+        }
         // Counted in multiplications, not in seconds: the same input gives the same model on every machine.
         let one_run = plan.macs().0.max(1) * RANK_SAMPLES as u64;
         let affordable = usize::try_from(RANK_BUDGET_MACS / one_run).unwrap_or(usize::MAX);
         let ranked = rank(plan, excluded, affordable.max(6), self.progress, &|others| {
-            self.score(&self.make(variant, others, means)?.1, RANK_SAMPLES, 1)
+            self.score(&self.make(variant, others, polish)?.1, RANK_SAMPLES, 1)
         })?;
         let mut noise = Noise::default();
         for (places, db) in ranked {

@@ -43,11 +43,6 @@ pub fn has_exact_products() -> bool {
     }
 }
 
-/// The target that ONNX Runtime runs exactly on this machine.
-pub fn ort_target() -> &'static str {
-    if has_exact_products() { "ort-cpu" } else { "ort-cpu-avx2" }
-}
-
 /// The folder of real models with samples (`models/NAME.onnx`, `data/NAME/{calib,eval}/*.npz`) that
 /// `ONNX_QUANT_ZOO` or `ZOO_DIR` names; tests over real models run only where one is set.
 pub fn zoo() -> Option<PathBuf> {

@@ -107,8 +107,8 @@ fn a_cache_replaces_samples() {
     let dir = folder();
     let d = dir.path();
     succeed(d, "calibrate m.onnx --calib all.npz -o c.json");
-    succeed(d, "m.onnx without.onnx --calib-cache c.json");
-    succeed(d, "m.onnx with.onnx --calib-cache c.json --calib all.npz");
+    succeed(d, "m.onnx without.onnx --calib-cache c.json --prefer size");
+    succeed(d, "m.onnx with.onnx --calib-cache c.json --calib all.npz --prefer size");
     // An edited range reaches the model.
     let mut cache: Value = serde_json::from_str(&std::fs::read_to_string(d.join("c.json")).unwrap()).unwrap();
     let name = cache["tensors"].as_object().unwrap().keys().next().unwrap().clone();
@@ -118,15 +118,18 @@ fn a_cache_replaces_samples() {
     let text = String::from_utf8_lossy(&out.stdout);
     assert!(text.contains("scale 0.4 zero_point 128"), "{text}");
     // What does not match is said.
-    assert!(fail(d, "m.onnx x.onnx --calib-cache c.json --calib-method entropy").contains("method auto, not entropy"));
+    assert!(
+        fail(d, "m.onnx x.onnx --calib-cache c.json --calib-method entropy --prefer size")
+            .contains("method auto, not entropy")
+    );
     succeed(d, "calibrate m.onnx --calib a.npz -o a.json");
-    assert!(fail(d, "m.onnx x.onnx --calib-cache a.json --calib all.npz").contains("other samples"));
+    assert!(fail(d, "m.onnx x.onnx --calib-cache a.json --calib all.npz --prefer size").contains("other samples"));
     let mut other = std::fs::read(d.join("m.onnx")).unwrap();
     // An unknown field at the end: another file, the same model.
     other.extend([0xba, 0x3e, 0x00]);
     std::fs::write(d.join("other.onnx"), other).unwrap();
     assert!(fail(d, "other.onnx x.onnx --calib-cache c.json").contains("another model"));
-    assert!(fail(d, "m.onnx x.onnx --calib-cache c.json --min-sqnr 20").contains("needs samples"));
+    assert!(fail(d, "m.onnx x.onnx --calib-cache c.json --min-sqnr 20 --prefer size").contains("needs samples"));
     assert!(fail(d, "calibrate --merge a.json c.json -o x.json").contains("count twice"));
 }
 
@@ -134,10 +137,10 @@ fn a_cache_replaces_samples() {
 fn memory_is_kept_or_what_is_needed_is_said() {
     let dir = folder();
     let d = dir.path();
-    let text = fail(d, "m.onnx x.onnx --calib all.npz --max-memory 1M");
+    let text = fail(d, "m.onnx x.onnx --calib all.npz --max-memory 1M --prefer size");
     let least =
         text.split("help: --max-memory ").nth(1).and_then(|t| t.split(' ').next()).unwrap_or_else(|| panic!("{text}"));
-    succeed(d, &format!("m.onnx x.onnx --calib all.npz --max-memory {least}"));
-    succeed(d, "m.onnx y.onnx --calib all.npz");
+    succeed(d, &format!("m.onnx x.onnx --calib all.npz --max-memory {least} --prefer size"));
+    succeed(d, "m.onnx y.onnx --calib all.npz --prefer size");
     assert!(std::fs::read(d.join("x.onnx")).unwrap() == std::fs::read(d.join("y.onnx")).unwrap());
 }

@@ -55,7 +55,7 @@ impl Observer for Auto {
         // Where to begin depends on the values alone, so that no order of samples matters, and differs between samples,
         // so that it is not the same channels each time.
         let phase = (batch.min.to_bits() ^ batch.max.to_bits().rotate_left(16)).wrapping_mul(0x9e37_79b9) >> 8;
-        let is_taken = |start: usize| (start / BLOCK + phase as usize) % stride == 0;
+        let is_taken = |start: usize| (start / BLOCK + phase as usize).is_multiple_of(stride);
         let block = |start: usize| start..(start + BLOCK).min(n);
         let (mut low, mut high) = (0.0f32, 0.0f32);
         for start in (0..n).step_by(BLOCK).filter(|&s| is_taken(s)) {

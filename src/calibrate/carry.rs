@@ -143,8 +143,8 @@ mod tests {
     }
 
     const MODEL: &str = "<ir_version: 8, opset_import: [\"\": 17]>
-        g (float[1] x, float[1] s.0.in, float[N] s.1.in) => (float[1] s.0.out, float[N] s.1.out)
-        { s.0.out = Add(x, s.0.in) s.1.out = Mul(x, s.1.in) }";
+        g (float[1] x, float[1] \"s.0.in\", float[N] \"s.1.in\") => (float[1] \"s.0.out\", float[N] \"s.1.out\")
+        { \"s.0.out\" = Add(x, \"s.0.in\") \"s.1.out\" = Mul(x, \"s.1.in\") }";
 
     #[test]
     fn states_come_from_the_sample_before() {

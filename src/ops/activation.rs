@@ -43,7 +43,17 @@ pub(super) const REVERSE: &[Reverse] = &[
     Reverse::of("Gelu", reverse_gelu),
     Reverse::microsoft("Gelu", |b| b.each(|x, _| gelu_slope(x))),
     Reverse::of("HardSigmoid", reverse_hard_sigmoid),
-    Reverse::of("HardSwish", |b| b.each(|x, _| if x <= -3.0 { 0.0 } else if x >= 3.0 { 1.0 } else { x / 3.0 + 0.5 })),
+    Reverse::of("HardSwish", |b| {
+        b.each(|x, _| {
+            if x <= -3.0 {
+                0.0
+            } else if x >= 3.0 {
+                1.0
+            } else {
+                x / 3.0 + 0.5
+            }
+        })
+    }),
     Reverse::of("LeakyRelu", |b| b.each(|x, _| if x < 0.0 { b.float("alpha", 0.01) } else { 1.0 })),
     Reverse::of("Mish", |b| b.each(|x, _| mish_slope(x))),
     Reverse::microsoft("QuickGelu", |b| b.each(|x, _| swish_slope(x, b.float("alpha", 1.702)))),

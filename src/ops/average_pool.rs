@@ -11,8 +11,8 @@ use super::max_pool::{infer_dims, sizes};
 use super::reverse::{Back, Gradients, Reverse};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, OutputRange, QuantRule, Slots};
 use crate::error::Result;
-use crate::kernels::reverse;
 use crate::kernels::pool::{divide, fold, sums};
+use crate::kernels::reverse;
 use crate::tensor::{DType, Tensor, buffer};
 
 pub(super) const OPS: &[OpDef] = &[OpDef {

@@ -9,8 +9,8 @@
 
 use super::floats::{FLOATS, from_f32s, same_dtype};
 use super::pointwise::Pointwise;
-use super::window::{Window, sizes};
 use super::reverse::{Back, Gradients, Reverse, summed};
+use super::window::{Window, sizes};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule, WeightAxis};
 use crate::error::{Result, bail, ensure};
 use crate::ir::{Attrs, Dim};

@@ -43,10 +43,8 @@ const SPACE_TO_DEPTH: OpDef = OpDef {
 pub(super) const OPS: &[OpDef] =
     &[DEPTH_TO_SPACE, OpDef { since: 11, ..DEPTH_TO_SPACE }, SPACE_TO_DEPTH, OpDef { since: 28, ..SPACE_TO_DEPTH }];
 
-pub(super) const REVERSE: &[Reverse] = &[
-    Reverse::of("DepthToSpace", |b| b.moved(&[0])),
-    Reverse::of("SpaceToDepth", |b| b.moved(&[0])),
-];
+pub(super) const REVERSE: &[Reverse] =
+    &[Reverse::of("DepthToSpace", |b| b.moved(&[0])), Reverse::of("SpaceToDepth", |b| b.moved(&[0]))];
 
 fn block(attrs: &Attrs) -> Result<usize> {
     let b = attrs.int("blocksize").ok_or_else(|| anyhow!("attribute \"blocksize\" is missing"))?;

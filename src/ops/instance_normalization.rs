@@ -32,10 +32,8 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { name: "InstanceNormalization", eval: eval_instances, ..NORM },
 ];
 
-pub(super) const REVERSE: &[Reverse] = &[
-    Reverse::of("GroupNormalization", reverse),
-    Reverse::of("InstanceNormalization", reverse),
-];
+pub(super) const REVERSE: &[Reverse] =
+    &[Reverse::of("GroupNormalization", reverse), Reverse::of("InstanceNormalization", reverse)];
 
 /// To X; scale and bias of a stored model are constants.
 fn reverse(b: &Back<'_>) -> Result<Gradients> {

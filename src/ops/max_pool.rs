@@ -9,8 +9,8 @@
 
 use half::{bf16, f16};
 
-use super::window::{Window, kernel_shape};
 use super::reverse::{Back, Gradients, Reverse};
+use super::window::{Window, kernel_shape};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, bail, ensure};
 use crate::kernels::for_each_chunk;

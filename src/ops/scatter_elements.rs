@@ -36,10 +36,7 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { since: 18, ..SCATTER_ELEMENTS },
 ];
 
-pub(super) const REVERSE: &[Reverse] = &[
-    Reverse::of("Scatter", reverse),
-    Reverse::of("ScatterElements", reverse),
-];
+pub(super) const REVERSE: &[Reverse] = &[Reverse::of("Scatter", reverse), Reverse::of("ScatterElements", reverse)];
 
 /// For elements that are replaced.
 pub(super) fn reverse(b: &Back<'_>) -> Result<Gradients> {

@@ -7,8 +7,8 @@
 //! Errors: shapes that do not fit; an index out of range; a reduction of strings.
 
 use super::gather_nd::slice_offsets;
-use super::scatter_elements::{Reduction, scatter};
 use super::reverse::Reverse;
+use super::scatter_elements::{Reduction, scatter};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, ensure};
 

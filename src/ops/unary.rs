@@ -39,7 +39,17 @@ pub(super) const OPS: &[OpDef] = &[
 ];
 
 pub(super) const REVERSE: &[Reverse] = &[
-    Reverse::of("Abs", |b| b.each(|x, _| if x > 0.0 { 1.0 } else if x < 0.0 { -1.0 } else { 0.0 })),
+    Reverse::of("Abs", |b| {
+        b.each(|x, _| {
+            if x > 0.0 {
+                1.0
+            } else if x < 0.0 {
+                -1.0
+            } else {
+                0.0
+            }
+        })
+    }),
     Reverse::of("Acos", |b| b.each(|x, _| -1.0 / (1.0 - x * x).sqrt())),
     Reverse::of("Acosh", |b| b.each(|x, _| 1.0 / (x * x - 1.0).sqrt())),
     Reverse::of("Asin", |b| b.each(|x, _| 1.0 / (1.0 - x * x).sqrt())),

@@ -67,7 +67,8 @@ fn select(b: &Back<'_>, is_better: fn(f32, f32) -> bool) -> Result<Gradients> {
             }
         });
     }
-    let of = |slot: usize| -> Vec<f32> { g.iter().zip(&from).map(|(&g, &f)| if f == slot { g } else { 0.0 }).collect() };
+    let of =
+        |slot: usize| -> Vec<f32> { g.iter().zip(&from).map(|(&g, &f)| if f == slot { g } else { 0.0 }).collect() };
     (0..b.inputs.len()).map(|slot| b.made(slot, || Ok(summed(&of(slot), shape, b.input(slot)?.shape())))).collect()
 }
 

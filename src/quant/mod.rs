@@ -42,7 +42,7 @@ use crate::interp::{CompileOptions, Program, RunOptions};
 use crate::ir::{Def, Model};
 use crate::passes;
 
-pub use config::{Effort, Config, Mode, refuse_unsuitable};
+pub use config::{Config, Effort, Mode, refuse_unsuitable};
 pub use plan::QuantPlan;
 pub use progress::{Progress, Quiet};
 pub use report::Report;

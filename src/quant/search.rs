@@ -184,9 +184,12 @@ pub fn choose(
             report.notes.push(format!("bias correction: {:.1} -> {:.1} dB", best.db, attempt.db));
             (best, polish) = (attempt, corrected);
         }
+    }
+    // Rounding fits itself to the samples: where it cannot be judged on others it is left out.
+    if polishes && data.calibration.len() >= ENOUGH_TO_SPLIT {
         let needs = moments::needs(&variant.model, &best.plan, &variant.model);
         seen = moments::gather(&variant.model, &needs, &search.fit, config.effort.moments(), config.threads)?;
-        let rounded = Polish { means: Some(&means), moments: Some(&seen) };
+        let rounded = Polish { moments: Some(&seen), ..polish };
         let attempt = search.attempt(&variant, &out, rounded)?;
         if attempt.db > best.db + LEAST_GAIN_DB {
             report.notes.push(format!("GPTQ rounding of weights: {:.1} -> {:.1} dB", best.db, attempt.db));
@@ -301,7 +304,7 @@ impl Search<'_> {
             let faster = |a: &Attempt| partition.time(&a.plan).map_or(0.0, |t| t.1);
             let is_better = match (is_over, was_over) {
                 (true, true) => faster(&attempt) < faster(&best),
-                (is, was) => is && !was || !is && !was && attempt.db > best.db,
+                (is, was) => !was && (is || attempt.db > best.db),
             };
             let measured = power(attempt.db);
             let n_left = attempt.plan.n_integer();

@@ -42,6 +42,7 @@ pub fn made_with(
     let scheme = Scheme::new(&base.target, choices).unwrap();
     // No floor: what the types give is looked at, however coarse.
     let mut config = Config { scheme, min_sqnr_db: f64::NEG_INFINITY, threads: 1, ..base };
+    config.target.cost = None;
     set(&mut config);
     let data = Data { calibration: &samples, holdout: &samples, is_shared: true };
     let done = quantize(model, &config, &data, &Quiet, &mut |_, _| {}, &mut Sink::default())

@@ -191,11 +191,11 @@ fn what_holds_no_data_says_what_would() {
     let e = open_path(dir.path(), &[image()]).unwrap_err();
     assert!(message(&e).ends_with("is an empty folder"), "{e:#}");
     assert!(help_of(&e).unwrap().contains(".npz") && help_of(&e).unwrap().contains("test_data_set_N"));
-    fs::write(dir.path().join("a.jpg"), "").unwrap();
-    fs::write(dir.path().join("b.jpg"), "").unwrap();
+    fs::write(dir.path().join("a.doc"), "").unwrap();
+    fs::write(dir.path().join("b.doc"), "").unwrap();
     let e = message(&open_path(dir.path(), &[image()]).unwrap_err());
-    assert!(e.ends_with("holds 2 files ('a.jpg' to 'b.jpg'), none of them data"), "{e}");
-    let e = message(&open_path(&dir.path().join("a.jpg"), &[image()]).unwrap_err());
+    assert!(e.ends_with("holds 2 files ('a.doc' to 'b.doc'), none of them data"), "{e}");
+    let e = message(&open_path(&dir.path().join("a.doc"), &[image()]).unwrap_err());
     assert!(e.ends_with("is no data file that is known"), "{e}");
     let e = message(&open_path(&dir.path().join("none.npz"), &[image()]).unwrap_err());
     assert!(e.contains("cannot read"), "{e}");

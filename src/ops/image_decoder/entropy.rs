@@ -111,7 +111,14 @@ type Tables<'a> = (Option<&'a Huffman>, Option<&'a Huffman>);
 
 impl Scan {
     /// Reads a block's part of the scan. `run` counts the blocks that follow without coefficients.
-    pub(super) fn block(&self, bits: &mut Bits<'_>, c: &mut Component, n: usize, t: Tables<'_>, run: &mut u32) -> Result<()> {
+    pub(super) fn block(
+        &self,
+        bits: &mut Bits<'_>,
+        c: &mut Component,
+        n: usize,
+        t: Tables<'_>,
+        run: &mut u32,
+    ) -> Result<()> {
         let ac = || t.1.ok_or_else(|| anyhow!("JPEG: a Huffman table is missing"));
         let mut first = self.first;
         if first == 0 {
@@ -129,10 +136,21 @@ impl Scan {
             return Ok(());
         }
         let block = &mut c.coefficients[n * 64..][..64];
-        if self.high == 0 { self.first_bits(bits, block, first, ac()?, run) } else { self.next_bit(bits, block, first, ac()?, run) }
+        if self.high == 0 {
+            self.first_bits(bits, block, first, ac()?, run)
+        } else {
+            self.next_bit(bits, block, first, ac()?, run)
+        }
     }
 
-    fn first_bits(&self, bits: &mut Bits<'_>, block: &mut [i16], first: usize, ac: &Huffman, run: &mut u32) -> Result<()> {
+    fn first_bits(
+        &self,
+        bits: &mut Bits<'_>,
+        block: &mut [i16],
+        first: usize,
+        ac: &Huffman,
+        run: &mut u32,
+    ) -> Result<()> {
         if *run > 0 {
             *run -= 1;
             return Ok(());
@@ -162,7 +180,14 @@ impl Scan {
 
     /// One more bit of coefficients of which the upper bits are known: those that are not 0 get a bit each, on the way
     /// to the places where new ones appear.
-    fn next_bit(&self, bits: &mut Bits<'_>, block: &mut [i16], first: usize, ac: &Huffman, run: &mut u32) -> Result<()> {
+    fn next_bit(
+        &self,
+        bits: &mut Bits<'_>,
+        block: &mut [i16],
+        first: usize,
+        ac: &Huffman,
+        run: &mut u32,
+    ) -> Result<()> {
         let one = 1i16 << self.low;
         let refine = |bits: &mut Bits<'_>, x: &mut i16| {
             if bits.bit() == 1 && *x & one == 0 {

@@ -134,7 +134,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Rgb> {
             0xd9 => break,
             0x01 | 0xd0..=0xd8 => {}
             _ => {
-                let n = reader.short()?.checked_sub(2).ok_or_else(|| anyhow!("JPEG: a segment of less than 2 bytes"))?;
+                let n =
+                    reader.short()?.checked_sub(2).ok_or_else(|| anyhow!("JPEG: a segment of less than 2 bytes"))?;
                 let mut segment = Reader(reader.take(n)?);
                 match marker {
                     0xda => {
@@ -295,7 +296,8 @@ impl Decoder {
 
     fn pixels(&self) -> Result<Rgb> {
         let (w, h) = (self.width, self.height);
-        let (h_max, v_max) = (largest(self.components.iter().map(|c| c.h)), largest(self.components.iter().map(|c| c.v)));
+        let (h_max, v_max) =
+            (largest(self.components.iter().map(|c| c.h)), largest(self.components.iter().map(|c| c.v)));
         let planes: Vec<Vec<u8>> = self
             .components
             .iter()
@@ -384,7 +386,14 @@ fn samples(c: &Component, table: &[u16; 64]) -> Vec<u8> {
 
 /// A component at the size of the image. Twice as many samples in a direction are interpolated, with alternating
 /// rounding; other factors repeat samples.
-fn upsampled(c: &Component, samples: &[u8], h_max: usize, v_max: usize, width: usize, height: usize) -> Result<Vec<u8>> {
+fn upsampled(
+    c: &Component,
+    samples: &[u8],
+    h_max: usize,
+    v_max: usize,
+    width: usize,
+    height: usize,
+) -> Result<Vec<u8>> {
     ensure!(h_max.is_multiple_of(c.h) && v_max.is_multiple_of(c.v), "JPEG: sampling factors that are no multiples");
     let (across, down) = (h_max / c.h, v_max / c.v);
     let stride = c.row * 8;

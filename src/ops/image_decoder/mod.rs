@@ -58,7 +58,8 @@ fn decode(bytes: &[u8]) -> Result<RgbImage> {
     }
     if bytes.starts_with(b"\xff\xd8") {
         let jpeg::Rgb { width, height, pixels } = jpeg::decode(bytes)?;
-        return RgbImage::from_raw(width as u32, height as u32, pixels).context("JPEG: the pixels do not fill the image");
+        return RgbImage::from_raw(width as u32, height as u32, pixels)
+            .context("JPEG: the pixels do not fill the image");
     }
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
     Ok(reader.decode()?.into_rgb8())

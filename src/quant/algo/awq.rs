@@ -73,7 +73,9 @@ mod tests {
         let w = Weight { data: &data, n, k, is_kn: false };
         let scheme = Scheme { dtype: DType::I4, block: 32 };
         let s = factors(&[w, w], scheme, &moments(k), 1).unwrap().unwrap();
-        assert!(s[17] > 1.5 * s[18], "{s:?}");
+        // Channels 0, 17, 34, 51 are the large ones.
+        let least = s.iter().step_by(17).fold(f32::INFINITY, |m, x| m.min(*x));
+        assert!((0..k).all(|i| i % 17 == 0 || s[i] < least), "{s:?}");
         let even = Moments { k, mean: vec![0.0; k], energy: vec![1.0; k], h: Vec::new(), rows: 9 };
         assert_eq!(factors(&[w], scheme, &even, 1).unwrap(), None);
     }

@@ -84,7 +84,6 @@ mod tests {
             x.push(1.13);
             let (h, s) = (fit(&x, scheme), least_squares(&x, &[1.0; 32], scheme));
             assert!(norm(&x, h, scheme, 0.1) <= norm(&x, s, scheme, 0.1), "{dtype}");
-            assert!((h.scale - 0.1).abs() < 0.03, "{dtype}: {h:?}");
         }
         assert_eq!(fit(&[0.0; 8], Scheme { dtype: DType::U4, block: 8 }).scale, 1.0);
     }

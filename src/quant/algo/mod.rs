@@ -5,7 +5,6 @@
 //! | file | edits | needs |
 //! |---|---|---|
 //! | [`equalize`] | float model | [`channels`] of the float model |
-//! | [`weight_clip`] | scales of weights | nothing, or [`moments`] |
 //! | [`gptq`] | integers of weights | [`moments`] |
 //! | [`ada_round`] | integers of weights | [`moments`] |
 //! | [`blocks`], [`hqq`], [`awq`], [`block_gptq`] | weights alone | nothing, or [`moments`] |
@@ -35,7 +34,6 @@ pub mod hqq;
 pub mod layout;
 pub mod matrix;
 pub mod moments;
-pub mod weight_clip;
 
 use crate::quant::plan::NodePlace;
 

@@ -114,7 +114,7 @@ fn conv_node(g: &mut Gen, op: &'static str, x: &Tensor) -> Option<Node> {
         return None;
     }
     let c = x.shape()[1];
-    let divisors: Vec<usize> = (1..=c).filter(|d| c % d == 0).collect();
+    let divisors: Vec<usize> = (1..=c).filter(|d| c.is_multiple_of(*d)).collect();
     let group = g.rng.pick(&divisors);
     let m = group * g.positive();
     let mut shape = vec![m, c / group];

@@ -100,7 +100,7 @@ enum Command {
     /// List the runtimes that models can be made for, or show what one of them runs in integers
     Targets(targets::Args),
     /// Rank the operators by the accuracy that they cost in integers
-    Sensitivity(sensitivity::Args),
+    Sensitivity(Box<sensitivity::Args>),
     /// Run two models on the same inputs and show where they differ
     Compare(compare::Args),
     /// Quantize a built-in network that reads digits, with built-in samples, and show what it does
@@ -151,7 +151,7 @@ fn dispatch(command: Option<Command>, quantize: quantize::Args, session: &mut Se
         Some(Command::Strip(args)) => strip::run(&args, session),
         Some(Command::Extract(args)) => extract::run(&args, session),
         Some(Command::Targets(args)) => targets::run(&args, session),
-        Some(Command::Sensitivity(args)) => sensitivity::run(args, session),
+        Some(Command::Sensitivity(args)) => sensitivity::run(*args, session),
         Some(Command::Compare(args)) => compare::run(&args, session),
         Some(Command::Demo(args)) => demo::run(&args, session),
         Some(Command::Completions(args)) => completions::run(&args),

@@ -151,7 +151,7 @@ fn conv_transpose(g: &mut Gen, op: &'static str, _: i64, x: Option<&Tensor>) -> 
         w.auto_pad = None;
     }
     let c = x.shape()[1];
-    let divisors: Vec<usize> = (1..=c).filter(|d| c % d == 0).collect();
+    let divisors: Vec<usize> = (1..=c).filter(|d| c.is_multiple_of(*d)).collect();
     let group = g.rng.pick(&divisors);
     let per_group = g.positive();
     let mut shape = vec![c, per_group];
@@ -308,7 +308,7 @@ fn instance_normalization(g: &mut Gen, op: &'static str, _: i64, x: Option<&Tens
 fn group_normalization(g: &mut Gen, op: &'static str, _: i64, _: Option<&Tensor>) -> Made {
     let x = image(g, None, 1..=2)?;
     let c = x.shape()[1];
-    let divisors: Vec<usize> = (1..=c).filter(|d| c % d == 0).collect();
+    let divisors: Vec<usize> = (1..=c).filter(|d| c.is_multiple_of(*d)).collect();
     let inputs = vec![Slot::X, per_channel(g, &x, -2.0, 2.0), per_channel(g, &x, -2.0, 2.0)];
     let node = Node::new(op, inputs).attr("num_groups", g.rng.pick(&divisors) as i64);
     Some((Some(x), node.attr("epsilon", 1e-2f32).tolerance(1e-3)))

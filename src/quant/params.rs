@@ -281,7 +281,7 @@ impl WeightParams {
     pub fn fit_pairs(&mut self, data: &[f32], shape: &[usize], layout: Layout) {
         let outputs = layout.n_outputs(shape);
         // Depthwise kernels add in 32 bits; those for other types than int8 do not saturate.
-        let is_depthwise = matches!(layout, Layout::Conv { .. }) && shape[1] == 1;
+        let is_depthwise = matches!(layout, Layout::Conv { group } if group > 1) && shape[1] == 1;
         if is_depthwise || self.form.dtype != DType::I8 || !self.form.symmetric {
             return;
         }

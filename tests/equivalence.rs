@@ -97,6 +97,6 @@ fn passes_do_not_change_what_is_computed() {
         manager::run(&mut after, &passes::PREPARE, &mut ctx, &mut |_, _| {}).unwrap();
         compare("prepare", &after);
     }
-    assert!(n_changed > 20, "the passes changed next to nothing: {n_changed}");
+    assert!(n_changed >= 20, "the passes changed next to nothing: {n_changed}");
     assert!(failures.is_empty(), "{failures}");
 }

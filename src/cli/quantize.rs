@@ -465,6 +465,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     };
     let config = Config { threads: n, ..config };
     let mut see = |stage: &str, m: &Model| dump.see(stage, m);
+    let bar = session.progress();
     let result = match &config.cache {
         Some(cache) if is_without_data => {
             let sample = samples.sample(0)?;
@@ -473,7 +474,6 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
         _ => {
             let (calibration, holdout) = (&split.calibration, &split.held_out);
             let data = quant::Data { calibration, holdout, is_shared: split.is_shared };
-            let bar = session.progress();
             let sink = &mut session.sink;
             let run = || quant::quantize(model, &config, &data, &bar, &mut see, sink);
             let result = match pool {
@@ -497,7 +497,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     crate::onnx::write(&done.model, &output, &WriteOptions { external, inputs: vec![input.clone()] })?;
-    summary.finish(&done, session)?;
+    summary.finish(&done, bar.stages(), session)?;
     // A floor that nobody asked for is an aim, not a gate.
     let is_met = done.report.is_floor_met || args.scheme.min_sqnr.is_none();
     if dump.is_wanted() {
@@ -522,9 +522,9 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     }
     if done.report.saves_nothing {
         session.say(&format!(
-            "nothing was quantized: no operator is predicted to be faster in integers on {}, so the float model is written \
-             (`--prefer size` quantizes it all the same)",
-            args.scheme.target
+            "nothing was quantized: no choice of operators that keeps {} dB is predicted to be faster in integers on {}, so \
+             the float model is written (`--prefer size` quantizes it all the same)",
+            config.min_sqnr_db, args.scheme.target
         ));
     }
     Ok(ExitCode::from(if is_met && !done.report.saves_nothing { 0 } else { 3 }))

@@ -30,6 +30,7 @@ pub(super) struct Summary {
     bytes: (u64, u64),
     report: Report,
     elapsed: Duration,
+    stages: Vec<(String, Duration)>,
     peak_memory: Option<u64>,
 }
 
@@ -45,12 +46,19 @@ impl Summary {
             bytes: (0, 0),
             report: Report::default(),
             elapsed: Duration::ZERO,
+            stages: Vec::new(),
             peak_memory: None,
         }
     }
 
     /// Takes over what was done, after the model was written.
-    pub(super) fn finish(&mut self, done: &Quantized, session: &Session) -> Result<()> {
+    pub(super) fn finish(
+        &mut self,
+        done: &Quantized,
+        stages: Vec<(String, Duration)>,
+        session: &Session,
+    ) -> Result<()> {
+        self.stages = stages;
         self.report = done.report.clone();
         self.bytes = (size_on_disk(&self.input)?, size_on_disk(&self.output)?);
         self.elapsed = session.elapsed();
@@ -203,6 +211,8 @@ impl Summary {
                 "code": d.code, "node": d.location.node, "tensor": d.location.value, "message": d.message,
             })).collect::<Vec<_>>(),
             "seconds": self.elapsed.as_secs_f64(),
+            "stages": self.stages.iter().map(|(name, time)| (name.clone(), json!(time.as_secs_f64())))
+                .collect::<serde_json::Map<_, _>>(),
             "peak_memory_bytes": self.peak_memory,
         })
     }

@@ -13,7 +13,10 @@ use serde::Deserialize;
 pub struct Work {
     /// Multiply-accumulate operations.
     pub macs: u64,
-    /// Elements of its data inputs.
+    /// Output channels of a convolution, which kernels compute in whole blocks; 0 for others and for depthwise ones.
+    pub channels: u64,
+    /// Elements of its data inputs; of a convolution the runs of input channels that are gathered, one for each position
+    /// of the output and of the window (none for a window of 1).
     pub inputs: u64,
     /// Elements of its outputs.
     pub outputs: u64,
@@ -22,6 +25,11 @@ pub struct Work {
     /// Whether the node that makes its data takes it into its own loop when both run in float.
     pub is_fused: bool,
 }
+
+/// Output channels that a convolution computes at a time, whether they are needed or not.
+const CHANNEL_BLOCK: u64 = 16;
+/// The same for float convolutions of fewer channels than this, which do not take the blocked layout.
+const LEAST_BLOCK: u64 = 8;
 
 type Line = [f64; 4];
 
@@ -36,6 +44,9 @@ pub struct Row {
     /// Whether it takes what follows into its own loop when it runs in float.
     #[serde(default)]
     fuses: bool,
+    /// Whether its float kernel takes and gives the blocked layout of the float convolutions.
+    #[serde(default)]
+    blocked: bool,
 }
 
 /// The `[cost]` table of a target.
@@ -46,10 +57,31 @@ pub struct Costs {
     dequantize: Line,
     /// Change of layout, at the border of a region of spatial operators.
     layout: Line,
+    /// Change between the blocked layout of float convolutions and the plain one: into it by input elements, out of it by
+    /// output elements.
+    #[serde(default)]
+    reorder: Line,
+    /// Float operators that take longer behind a `DequantizeLinear` (in the layout of integer convolutions): microseconds
+    /// per thousand elements.
+    #[serde(default)]
+    slowed: BTreeMap<String, f64>,
     /// Predicted share of the time that quantization must save to be worth it.
     #[serde(default)]
     pub least_gain: f64,
+    /// Any operator without a line of its own, which costs the same in both.
+    #[serde(default)]
+    other: Line,
     ops: BTreeMap<String, Row>,
+}
+
+impl Work {
+    /// With the operations of whole blocks of output channels.
+    fn in_blocks(&self, block: u64) -> Work {
+        if self.channels == 0 {
+            return *self;
+        }
+        Work { macs: self.macs / self.channels * self.channels.next_multiple_of(block), ..*self }
+    }
 }
 
 fn time(line: &Line, w: &Work) -> f64 {
@@ -65,15 +97,39 @@ impl Costs {
     /// Microseconds of a node in float and in integers. A kind that is not in the table costs the same in both.
     #[must_use]
     pub fn node(&self, op_type: &str, w: &Work) -> (f64, f64) {
-        let Some(row) = self.row(op_type, w) else { return (0.0, 0.0) };
+        let Some(row) = self.row(op_type, w) else {
+            let same = time(&self.other, w);
+            return (same, same);
+        };
         let float = row.fused.as_ref().filter(|_| w.is_fused).unwrap_or(&row.float);
-        (time(float, w), time(&row.integer, w))
+        let block = if w.channels < LEAST_BLOCK { LEAST_BLOCK } else { CHANNEL_BLOCK };
+        (time(float, &w.in_blocks(block)), time(&row.integer, &w.in_blocks(CHANNEL_BLOCK)))
     }
 
     /// Whether a node of this kind takes what follows into its own loop when both run in float.
     #[must_use]
     pub fn fuses(&self, op_type: &str) -> bool {
         self.ops.get(op_type).is_some_and(|r| r.fuses)
+    }
+
+    /// Whether a float node of this kind works in the blocked layout of float convolutions.
+    #[must_use]
+    pub fn is_blocked(&self, op_type: &str) -> bool {
+        self.ops.get(op_type).is_some_and(|r| r.blocked)
+    }
+
+    /// Microseconds to bring so many elements into the blocked layout, and out of it.
+    #[must_use]
+    pub fn reorder(&self, elements: u64) -> (f64, f64) {
+        let [call, _, into, out] = self.reorder;
+        let thousands = elements as f64 / 1e3;
+        (call + into * thousands, call + out * thousands)
+    }
+
+    /// Microseconds that a float node of this kind takes longer behind a `DequantizeLinear` of so many elements.
+    #[must_use]
+    pub fn slowed(&self, op_type: &str, elements: u64) -> f64 {
+        self.slowed.get(op_type).map_or(0.0, |per_thousand| per_thousand * elements as f64 / 1e3)
     }
 
     /// Microseconds to quantize and to dequantize a tensor of so many elements.
@@ -93,7 +149,13 @@ mod tests {
     #[test]
     fn measured_facts_are_in_the_table() {
         let costs = Target::named("ort-cpu").unwrap().cost.unwrap();
-        let work = |macs, outputs, is_depthwise| Work { macs, inputs: outputs, outputs, is_depthwise, is_fused: false };
+        let work = |macs, outputs, is_depthwise| Work {
+            macs,
+            inputs: outputs,
+            outputs,
+            is_depthwise,
+            ..Work::default()
+        };
         let (float, integer) = costs.node("Conv", &work(100_000_000, 100_000, false));
         assert!(integer < float / 1.5, "{float} {integer}");
         // Depthwise convolutions gain nothing, average pools lose much.
@@ -101,6 +163,7 @@ mod tests {
         assert!(integer > float, "{float} {integer}");
         let (float, integer) = costs.node("AveragePool", &work(900_000, 100_000, false));
         assert!(integer > 5.0 * float, "{float} {integer}");
-        assert_eq!(costs.node("Nothing", &work(1, 1, false)), (0.0, 0.0));
+        let (float, integer) = costs.node("Nothing", &work(1, 1, false));
+        assert_eq!(float, integer);
     }
 }

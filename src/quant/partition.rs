@@ -47,6 +47,8 @@ pub struct Partition<'a> {
 
 /// Why a node stays float that would not be faster in integers.
 const SLOWER: (&str, &str) = ("no-gain", "would save no time in integers here");
+/// Channels of the blocked layout's smallest block.
+const LEAST_BLOCK: usize = 8;
 /// Rounds of choosing and planning: nodes that lose what they depend on change what the others cost.
 const ROUNDS: usize = 4;
 
@@ -89,7 +91,7 @@ impl Partition<'_> {
         for n in &plan.nodes {
             let (f, i) = self.node(n, costs);
             float += f;
-            planned += if n.decision == Decision::Integer { i } else { f };
+            planned += if matches!(n.decision, Decision::Float { .. }) { f } else { i };
         }
         let integer: BTreeSet<NodePlace> =
             plan.nodes.iter().filter(|n| n.decision == Decision::Integer).map(|n| n.place).collect();
@@ -139,14 +141,16 @@ impl Partition<'_> {
                 is_integer(id, n) && rule(self.model, (id, n)).is_some_and(|r| r.is_data(slot))
             };
             let n_integer = readers.iter().filter(|r| is_data(r)).count();
-            let (quantize, dequantize) = costs.conversions(self.elements(id, v), self.rank(id, v) >= 3);
+            let elements = self.elements(id, v);
+            let (quantize, dequantize) = costs.conversions(elements, self.rank(id, v) >= 3);
+            let slowed: f64 = readers.iter().map(|&(n, _)| costs.slowed(&g.node(n).op_type, elements)).sum();
             let t = TensorCost {
                 maker: maker.filter(|&n| is_integer(id, n)).map(|n| (id, n)),
                 readers: readers.iter().filter(|r| is_data(r)).map(|&(n, _)| (id, n)).collect(),
                 has_float_readers: n_integer < g.n_uses(v),
                 noise: price * self.noise.tensors.get(&(id, v)).copied().unwrap_or(0.0),
                 quantize,
-                dequantize,
+                dequantize: dequantize + slowed,
             };
             out.insert((id, v), t);
         }
@@ -157,10 +161,13 @@ impl Partition<'_> {
         let (id, n) = plan.place;
         let g = self.model.graph(id);
         let node = g.node(n);
-        let Some(rule) = rule(self.model, plan.place) else { return (0.0, 0.0) };
+        let outputs: u64 = g.node_outputs(n).into_iter().flatten().map(|v| self.elements(id, v)).sum();
+        let Some(rule) = rule(self.model, plan.place) else {
+            let macs = plan.macs.max(self.recurrent_macs(plan.place));
+            return costs.node(&node.op_type, &Work { macs, outputs, ..Work::default() });
+        };
         let data: Vec<ValueId> =
             g.node_inputs(n).into_iter().enumerate().filter_map(|(s, v)| v.filter(|_| rule.is_data(s))).collect();
-        let outputs: u64 = g.node_outputs(n).into_iter().flatten().map(|v| self.elements(id, v)).sum();
         let mut work = Work {
             macs: plan.macs,
             inputs: data.iter().map(|&v| self.elements(id, v)).sum(),
@@ -169,8 +176,16 @@ impl Partition<'_> {
         };
         if let QuantRule::Weighted { weight, .. } = rule {
             let w = g.input(n, weight).and_then(|v| constant(self.model, id, v)).map(|t| t.shape().to_vec());
-            work.is_depthwise =
-                w.is_some_and(|s| s.len() >= 3 && s[1] == 1 && s[0] > 1) && node.attrs.int("group").unwrap_or(1) > 1;
+            if let Some(&[channels, inputs, ref window @ ..]) = w.as_deref()
+                && !window.is_empty()
+                && channels > 0
+            {
+                work.is_depthwise = inputs == 1 && channels > 1 && node.attrs.int("group").unwrap_or(1) > 1;
+                let channels = channels as u64;
+                let taps: u64 = window.iter().map(|&k| k as u64).product();
+                work.inputs = if taps > 1 { outputs / channels * taps } else { 0 };
+                work.channels = if work.is_depthwise { 0 } else { channels };
+            }
         } else if let Some(kernel) = node.attrs.ints("kernel_shape") {
             // A pool does one operation for each element of its window.
             work.macs = outputs * kernel.iter().map(|&k| k.max(1) as u64).product::<u64>();
@@ -178,7 +193,39 @@ impl Partition<'_> {
         work.is_fused = data
             .iter()
             .any(|&v| g.n_uses(v) == 1 && g.producer(v).is_some_and(|(m, _)| costs.fuses(&g.node(m).op_type)));
-        costs.node(&node.op_type, &work)
+        let (float, integer) = costs.node(&node.op_type, &work);
+        (float + self.reorders(plan.place, &data, costs), integer)
+    }
+
+    /// Multiply-accumulate operations of a recurrent operator (`X`, `W` and `R` are its first inputs): each row of the
+    /// sequence meets every weight. 0 for any other.
+    fn recurrent_macs(&self, (id, n): NodePlace) -> u64 {
+        let g = self.model.graph(id);
+        let [Some(x), Some(w), Some(r)] = [0, 1, 2].map(|slot| g.input(n, slot)) else { return 0 };
+        match (g.node(n).op_type.as_str(), self.shape(id, x)) {
+            ("LSTM" | "GRU" | "RNN", Some(&[sequence, batch, _])) => {
+                (sequence * batch) as u64 * (self.elements(id, w) + self.elements(id, r))
+            }
+            _ => 0,
+        }
+    }
+
+    /// What changes of layout around a float node cost, where all others are float too.
+    fn reorders(&self, (id, n): NodePlace, data: &[ValueId], costs: &Costs) -> f64 {
+        let g = self.model.graph(id);
+        let op_type = |n: NodeId| g.node(n).op_type.as_str();
+        let is_blocked = |v: ValueId| g.producer(v).is_some_and(|(m, _)| costs.is_blocked(op_type(m)));
+        let starts = costs.fuses(op_type(n));
+        if !costs.is_blocked(op_type(n)) || !starts && !data.iter().any(|&v| is_blocked(v)) {
+            return 0.0;
+        }
+        // Images of a few channels are read as they are.
+        let is_wide = |v: ValueId| self.shape(id, v).is_some_and(|s| s.get(1).is_some_and(|&c| c >= LEAST_BLOCK));
+        let into = data.iter().filter(|&&v| starts && is_wide(v) && !is_blocked(v));
+        let into: f64 = into.map(|&v| costs.reorder(self.elements(id, v)).0).sum();
+        let leaves = |v: ValueId| g.is_output(v) || g.consumers(v).iter().any(|&(m, _)| !costs.is_blocked(op_type(m)));
+        let out = g.node_outputs(n).into_iter().flatten().filter(|&v| is_wide(v) && leaves(v));
+        into + out.map(|v| costs.reorder(self.elements(id, v)).1).sum::<f64>()
     }
 
     fn shape(&self, id: GraphId, v: ValueId) -> Option<&[usize]> {

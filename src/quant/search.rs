@@ -25,17 +25,29 @@ use crate::error::{Context, Result, anyhow};
 use crate::interp::RunOptions;
 use crate::ir::{GraphId, Model};
 
-/// Samples that choices are verified on.
-const TUNE_SAMPLES: usize = 16;
+/// Most samples that choices are verified on.
+const TUNE_SAMPLES: usize = 12;
+/// Samples that choices are verified on however few there are.
+const LEAST_TUNE_SAMPLES: usize = 4;
 /// Samples that single operators are ranked on.
 const RANK_SAMPLES: usize = 4;
 /// Samples that channel statistics are gathered from.
-const CHANNEL_SAMPLES: usize = 32;
+const CHANNEL_SAMPLES: usize = 16;
+/// A model as good as this on the samples that choices are verified on is over the floor on any.
+const SAFE_DB: f64 = 32.0;
+/// Held-out samples that a model must be over the floor on.
+const HELD_OUT_SAMPLES: usize = 24;
+/// By how much, in dB.
+const HELD_OUT_MARGIN_DB: f64 = 1.0;
+/// How often the floor is raised for their sake.
+const HELD_OUT_ROUNDS: usize = 3;
+/// Samples that ranges are taken from to see whether an edit of the float model is worth taking them from all.
+const TRIAL_SAMPLES: usize = 24;
 /// What choices must reach above the floor, in dB, since they are measured on other samples than the result.
-const MARGIN_DB: f64 = 1.5;
+const MARGIN_DB: f64 = 2.5;
 /// Work that the ranking of operators may take, in multiply-accumulate operations (about half a minute on one core):
 /// in larger models neighbours are ranked together.
-const RANK_BUDGET_MACS: u64 = 400_000_000_000;
+const RANK_BUDGET_MACS: u64 = 150_000_000_000;
 /// Models that are made and run in search of one over the floor.
 const ATTEMPTS: usize = 6;
 /// A model as good as this needs no algorithm.
@@ -63,12 +75,19 @@ impl Dataset for Pick<'_> {
     }
 }
 
+/// Numbers below `of`, `n` of them or as many as there are, spread evenly.
+fn spread(of: usize, n: usize) -> Vec<usize> {
+    let n = n.min(of);
+    (0..n).map(|i| i * of / n).collect()
+}
+
 /// The samples that statistics are taken from, and those that choices are verified on, spread evenly; the same ones
 /// where there are few.
 fn split(all: &dyn Dataset) -> (Pick<'_>, Pick<'_>) {
     let n = all.len();
-    let wanted = TUNE_SAMPLES.min(n);
-    let tune: Vec<usize> = (0..wanted).map(|i| i * n / wanted).collect();
+    // Each is run about ten times, which should not take much longer than running every sample once.
+    let wanted = (n / 10).clamp(LEAST_TUNE_SAMPLES, TUNE_SAMPLES).min(n);
+    let tune = spread(n, wanted);
     let fit = (0..n).filter(|i| n < ENOUGH_TO_SPLIT || !tune.contains(i)).collect();
     (Pick { of: all, indices: fit }, Pick { of: all, indices: tune })
 }
@@ -91,8 +110,10 @@ impl Variant {
     ) -> Result<Self> {
         let first = data.sample(0)?;
         let options = RunOptions { threads: config.threads, ..RunOptions::default() };
+        progress.begin("finding shapes", 1);
         let facts = Facts::of(&model, &first.inputs, options, true)
             .with_context(|| format!("running the float model on {}", first.origin))?;
+        progress.end();
         let observed = match cache {
             Some(cache) => solve::cached(&model, config, &facts, excluded, cache, sink)?,
             None => solve::observe(&model, config, &facts, excluded, data, progress, sink)?,
@@ -148,22 +169,22 @@ pub fn choose(
     report: &mut Report,
 ) -> Result<Choice> {
     let (fit, tune) = split(data.calibration);
+    progress.begin("running the float model", 1);
     let reference = Reference::new(&compile(&model)?, &tune, TUNE_SAMPLES, config.threads)?;
+    progress.end();
     let search = Search { config, reference, fit, progress };
     let mut variant = Variant::new(model, config, excluded, (&search.fit, config.cache.as_ref()), progress, sink)?;
     let nothing = Noise::default();
-    let mut out = variant.partition(config, &nothing).for_speed(excluded)?;
+    let out = variant.partition(config, &nothing).for_speed(excluded)?;
     let mut best = search.attempt(&variant, &out, Polish::default())?;
     if !search.pays(&variant, &best.plan, report) {
-        let all = best.plan.nodes.iter().filter(|n| n.decision == Decision::Integer).map(|n| n.place);
-        out.extend(all.map(|p| (p, ("no-gain", "the whole model would save no time in integers".to_owned()))));
-        best = search.attempt(&variant, &out, Polish::default())?;
+        best = search.float(&variant, &best.plan, out.clone(), "the whole model would save no time in integers")?;
     }
     if best.plan.n_integer() == 0 {
         return Ok(Choice { prepared: variant.model, plan: best.plan, emitted: best.emitted });
     }
     let polishes = best.db < GOOD_DB && config.effort != Effort::Fast;
-    if polishes && let Some((other, attempt, n)) = search.equalized(&variant, &best.plan, &out, sink)? {
+    if polishes && let Some((other, attempt, n)) = search.equalized(&variant, &best.plan, &out, best.db + LEAST_GAIN_DB, sink)? {
         let was = best.db;
         let is_better = attempt.db > was + LEAST_GAIN_DB;
         let left = if is_better { "" } else { " left out" };
@@ -177,7 +198,9 @@ pub fn choose(
     let (means, seen);
     if polishes {
         let needs = bias_correct::needs(&variant.model, &best.plan);
+        progress.begin("finding means", 1);
         means = channels::gather(&variant.model, &needs, &search.fit, CHANNEL_SAMPLES)?;
+        progress.end();
         let corrected = Polish { means: Some(&means), ..polish };
         let attempt = search.attempt(&variant, &out, corrected)?;
         if attempt.db > best.db + LEAST_GAIN_DB / 2.0 {
@@ -188,7 +211,9 @@ pub fn choose(
     // Rounding fits itself to the samples: where it cannot be judged on others it is left out.
     if polishes && data.calibration.len() >= ENOUGH_TO_SPLIT {
         let needs = moments::needs(&variant.model, &best.plan, &variant.model);
+        progress.begin("finding second moments", 1);
         seen = moments::gather(&variant.model, &needs, &search.fit, config.effort.moments(), config.threads)?;
+        progress.end();
         let rounded = Polish { moments: Some(&seen), ..polish };
         let attempt = search.attempt(&variant, &out, rounded)?;
         if attempt.db > best.db + LEAST_GAIN_DB {
@@ -196,8 +221,45 @@ pub fn choose(
             (best, polish) = (attempt, rounded);
         }
     }
-    if best.db < config.min_sqnr_db + MARGIN_DB {
-        best = search.over_the_floor(&variant, best, &out, polish, report)?;
+    let (n_before, all_db) = (best.plan.n_weighted(), best.db);
+    let mut noise = None;
+    let mut floor = config.min_sqnr_db + MARGIN_DB;
+    if best.db < floor {
+        let found = noise.insert(search.noise(&variant, &best.plan, &out, polish)?);
+        best = search.over_the_floor(&variant, best, &out, polish, found, floor)?;
+    }
+    // A few samples may be easier than the rest: those that were held out have a say, too.
+    if best.db < SAFE_DB && !data.is_shared {
+        progress.begin("verifying held-out samples", 1);
+        let held_out = Reference::new(&compile(&variant.model)?, data.holdout, HELD_OUT_SAMPLES, config.threads)?;
+        for _ in 0..HELD_OUT_ROUNDS {
+            let db = worst_sqnr(&held_out.compare(&compile(&best.emitted)?, HELD_OUT_SAMPLES, config.threads)?);
+            let missing = config.min_sqnr_db + HELD_OUT_MARGIN_DB - db;
+            if missing <= 0.0 || best.plan.n_integer() == 0 {
+                break;
+            }
+            report.notes.push(format!("{db:.1} dB on held-out samples: the floor is raised by {missing:.1} dB"));
+            floor = floor.max(best.db) + missing;
+            let found = match noise.take() {
+                Some(found) => found,
+                None => search.noise(&variant, &best.plan, &out, polish)?,
+            };
+            best = search.over_the_floor(&variant, best, &out, polish, &found, floor)?;
+            noise = Some(found);
+        }
+        progress.end();
+    }
+    if noise.is_some() {
+        report.notes.push(format!(
+            "{} of {n_before} operators stay float: {all_db:.1} -> {:.1} dB (floor {:.1} dB)",
+            n_before - best.plan.n_weighted().min(n_before),
+            best.db,
+            config.min_sqnr_db
+        ));
+        if !search.pays(&variant, &best.plan, report) {
+            best = search.float(&variant, &best.plan, out, "what keeps the outputs accurate saves no time in integers")?;
+        }
+        report.saves_nothing |= best.plan.n_integer() == 0;
     }
     report.time = variant.partition(config, &nothing).time(&best.plan);
     Ok(Choice { prepared: variant.model, plan: best.plan, emitted: best.emitted })
@@ -220,6 +282,7 @@ impl Search<'_> {
     }
 
     fn make(&self, variant: &Variant, excluded: &Excluded, polish: Polish<'_>) -> Result<(QuantPlan, Model)> {
+        self.progress.begin("making models", 1);
         let solver = variant.solver(self.config);
         let mut plan = solver.plan(excluded)?;
         let structure = plan.clone();
@@ -231,6 +294,7 @@ impl Search<'_> {
             bias_correct::correct(&variant.model, &mut plan, means)?;
         }
         let emitted = solver.emit(&plan)?;
+        self.progress.end();
         Ok((plan, emitted))
     }
 
@@ -239,9 +303,25 @@ impl Search<'_> {
         let db = if plan.n_integer() == 0 {
             f64::INFINITY
         } else {
-            self.score(&emitted, TUNE_SAMPLES, self.config.threads)?
+            self.progress.begin("verifying", 1);
+            let db = self.score(&emitted, TUNE_SAMPLES, self.config.threads)?;
+            self.progress.end();
+            db
         };
         Ok(Attempt { plan, emitted, db })
+    }
+
+    /// Nothing in integers, for this reason.
+    fn float(&self, variant: &Variant, plan: &QuantPlan, mut excluded: Excluded, why: &str) -> Result<Attempt> {
+        for n in &plan.nodes {
+            match &n.decision {
+                Decision::Integer => drop(excluded.insert(n.place, ("no-gain", why.to_owned()))),
+                // What the search left out.
+                Decision::Float { code: code @ "accuracy", why } => drop(excluded.insert(n.place, (code, why.clone()))),
+                _ => {}
+            }
+        }
+        self.attempt(variant, &excluded, Polish::default())
     }
 
     /// Whether the plan is predicted to save enough time to be worth anything.
@@ -255,23 +335,35 @@ impl Search<'_> {
     }
 
     /// The model with its activations equalized, and the number of tensors that were. Equalization edits the float
-    /// model, so everything after it is done again.
+    /// model, so everything after it is done again; on all samples only where it gives more than `least_db` on some.
     fn equalized(
         &self,
         variant: &Variant,
         plan: &QuantPlan,
         excluded: &Excluded,
+        least_db: f64,
         sink: &mut Sink,
     ) -> Result<Option<(Variant, Attempt, usize)>> {
         let places = equalize::candidates(&variant.model, plan);
+        self.progress.begin("equalizing", 1);
         let stats = channels::gather(&variant.model, &places, &self.fit, CHANNEL_SAMPLES)?;
         let mut model = variant.model.clone();
         let done = equalize::equalize(&mut model, plan, &stats, None)?;
+        self.progress.end();
         if done.is_empty() {
             return Ok(None);
         }
-        let other = Variant::new(model, self.config, excluded, (&self.fit, None), self.progress, sink)?;
-        let attempt = self.attempt(&other, excluded, Polish::default())?;
+        let some = Pick { of: &self.fit, indices: spread(self.fit.len(), TRIAL_SAMPLES) };
+        let is_trial = some.len() < self.fit.len();
+        let new = |model, data: &dyn Dataset, sink: &mut Sink| {
+            Variant::new(model, self.config, excluded, (data, None), self.progress, sink)
+        };
+        let mut other = new(model, &some, sink)?;
+        let mut attempt = self.attempt(&other, excluded, Polish::default())?;
+        if is_trial && attempt.db > least_db {
+            other = new(other.model, &self.fit, sink)?;
+            attempt = self.attempt(&other, excluded, Polish::default())?;
+        }
         Ok(Some((other, attempt, done.len())))
     }
 
@@ -284,21 +376,17 @@ impl Search<'_> {
         first: Attempt,
         excluded: &Excluded,
         polish: Polish<'_>,
-        report: &mut Report,
+        noise: &Noise,
+        floor: f64,
     ) -> Result<Attempt> {
-        let floor = self.config.min_sqnr_db + MARGIN_DB;
-        let noise = self.noise(variant, &first.plan, excluded, polish)?;
-        let partition = variant.partition(self.config, &noise);
-        let (before, n_before) = (first.db, first.plan.n_weighted());
+        let partition = variant.partition(self.config, noise);
         let allowed = power(floor);
         // Measured noise by predicted noise.
         let mut ratio = power(first.db) / noise.of(&first.plan).max(f64::MIN_POSITIVE);
         let mut best = first;
-        self.progress.begin("searching", ATTEMPTS as u64);
         for _ in 0..ATTEMPTS {
             let Some(out) = self.priced(&partition, excluded, allowed / ratio)? else { break };
             let attempt = self.attempt(variant, &out, polish)?;
-            self.progress.advance(1);
             let predicted = noise.of(&attempt.plan) * ratio;
             let (is_over, was_over) = (attempt.db >= floor, best.db >= floor);
             let faster = |a: &Attempt| partition.time(&a.plan).map_or(0.0, |t| t.1);
@@ -318,13 +406,6 @@ impl Search<'_> {
             let step = measured / predicted.max(f64::MIN_POSITIVE);
             ratio *= if is_over { step.clamp(0.5, 0.95) } else { step.clamp(1.2, 10.0) };
         }
-        self.progress.end();
-        report.notes.push(format!(
-            "{} of {n_before} operators stay float: {before:.1} -> {:.1} dB (floor {:.1} dB)",
-            n_before - best.plan.n_weighted().min(n_before),
-            best.db,
-            self.config.min_sqnr_db
-        ));
         Ok(best)
     }
 
@@ -355,7 +436,9 @@ impl Search<'_> {
     /// The noise of each part of a plan: predicted from a few passes back through the network, or, where gradients do
     /// not reach everything, measured by letting each weighted operator alone run in integers.
     fn noise(&self, variant: &Variant, plan: &QuantPlan, excluded: &Excluded, polish: Polish<'_>) -> Result<Noise> {
+        self.progress.begin("finding gradients", 1);
         let model = NoiseModel::new(&variant.solver(self.config), plan, &self.fit, &NoiseOptions::default())?;
+        self.progress.end();
         let parts = model.contributions(&variant.model, plan);
         let is_sound = parts.iter().all(|p| p.relative.is_finite());
         if is_sound && !parts.is_empty() && model.unknown(&variant.model, plan).is_empty() {

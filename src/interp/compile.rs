@@ -139,15 +139,15 @@ struct Compiler<'a> {
     depth: usize,
 }
 
-/// Slots of an owner's values, for the captures of its bodies.
-type Scope<'a> = &'a dyn Fn(ValueId) -> Result<Operand>;
+/// Where a value is, for steps and, with the constant that it may be, for the captures of bodies.
+type Find<'a> = &'a dyn Fn(ValueId) -> Result<(Operand, Option<TensorRef>)>;
 
 impl Compiler<'_> {
     fn plan(
         &mut self,
         id: GraphId,
         opsets: &[(Domain, i64)],
-        outer: Option<Scope<'_>>,
+        outer: Option<Find<'_>>,
         bindings: &Bindings,
     ) -> Result<Plan> {
         ensure!(self.depth < 64, "graphs are nested more than 64 deep, or a function calls itself");
@@ -188,8 +188,15 @@ impl Compiler<'_> {
                     constants.push(t.clone());
                 }
                 Def::Capture(_, source) => {
-                    if let Some(scope) = outer {
-                        captures.push((slot_of(v, &mut slots), scope(*source)?));
+                    // A constant of the owner is one of the body too: what depends on it alone is computed once, and
+                    // weights are packed once.
+                    match outer.map(|find| find(*source)).transpose()? {
+                        Some((_, Some(t))) if !(self.options.watch)(id, v) => {
+                            constant_of.insert(v, constants.len() as u32);
+                            constants.push(t);
+                        }
+                        Some((operand, _)) => captures.push((slot_of(v, &mut slots), operand)),
+                        None => {}
                     }
                 }
                 _ => {}
@@ -207,16 +214,16 @@ impl Compiler<'_> {
             for v in g.node_outputs(n).into_iter().flatten() {
                 slot_of(v, &mut slots);
             }
-            let operand = |v: ValueId| -> Result<Operand> {
+            let find = |v: ValueId| {
                 if let Some(&c) = constant_of.get(&v) {
-                    return Ok(Operand::Constant(c));
+                    return Ok((Operand::Constant(c), Some(constants[c as usize].clone())));
                 }
                 match slots[v.index()] {
                     u32::MAX => bail!("tensor \"{}\" is used but nothing defines it", g.value(v).name),
-                    slot => Ok(Operand::Slot { slot, last_use: false }),
+                    slot => Ok((Operand::Slot { slot, last_use: false }, None)),
                 }
             };
-            let step = self.step(id, n, steps.len(), (opsets, bindings), &operand).at(|| g.node(n).location())?;
+            let step = self.step(id, n, steps.len(), (opsets, bindings), &find).at(|| g.node(n).location())?;
             steps.push(step);
         }
         let outputs = g
@@ -288,7 +295,7 @@ impl Compiler<'_> {
         n: NodeId,
         number: usize,
         (opsets, bindings): (&[(Domain, i64)], &Bindings),
-        operand: &dyn Fn(ValueId) -> Result<Operand>,
+        find: Find<'_>,
     ) -> Result<Step> {
         let g = self.model.graph(id);
         let node = g.node(n);
@@ -296,6 +303,7 @@ impl Compiler<'_> {
         let opset = opsets.iter().find(|(d, _)| *d == node.domain).map_or(1, |(_, v)| *v);
         let ins = g.node_inputs(n);
         let outs = g.node_outputs(n);
+        let operand = |v: ValueId| find(v).map(|found| found.0);
         let operands = ins.iter().map(|v| v.map_or(Ok(Operand::Empty), operand)).collect::<Result<Vec<_>>>()?;
         let mut outputs = Vec::with_capacity(outs.len());
         for v in &outs {
@@ -329,7 +337,7 @@ impl Compiler<'_> {
         };
         let mut bodies = Vec::new();
         for body in attrs.graphs() {
-            bodies.push((body, self.plan(body, opsets, Some(operand), bindings)?));
+            bodies.push((body, self.plan(body, opsets, Some(find), bindings)?));
         }
         Ok(Step {
             kind,

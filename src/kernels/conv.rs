@@ -19,7 +19,11 @@ const OUTPUT_BLOCK: usize = 128 << 10;
 /// Bytes of columns at most that are copied together for all blocks of filters at once.
 const COLUMN_BLOCK: usize = 8 << 20;
 /// Longest sum that is done in one go, so that what a tile's columns read stays in the first levels.
-const K_BLOCK: usize = 640;
+const K_BLOCK: usize = 960;
+/// Bytes of columns that all panels of filters pass over one after the other, so that each panel writes long runs.
+const GROUP_BLOCK: usize = 16 << 10;
+/// Taps at most this far apart are copied together as one run.
+const NEAR: u32 = 8;
 
 /// Sizes of a convolution.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,7 +132,52 @@ pub(super) struct Layout {
     pub(super) grid: (usize, usize),
     /// Distance of the grid's rows.
     pub(super) grid_pitch: usize,
+    /// What a tile's columns read of one channel, copied together.
+    runs: Runs,
 }
+
+/// Runs of one channel that hold what all taps read of some columns. Taps of one row of the kernel overlap, so that
+/// the runs are a fraction of what an im2col matrix holds.
+struct Runs {
+    /// Where runs start in the channel, their lengths, and where they lie in the copy.
+    parts: Vec<(usize, usize, usize)>,
+    /// Where each tap starts in the copy.
+    taps: Vec<u32>,
+    /// Elements of the copy.
+    size: usize,
+}
+
+impl Runs {
+    /// Of taps at these places in the channel.
+    fn new(taps: &[u32], columns: usize) -> Self {
+        let mut sorted = taps.to_vec();
+        sorted.sort_unstable();
+        let mut parts: Vec<(usize, usize, usize)> = Vec::new();
+        let mut last = None;
+        for &at in &sorted {
+            match parts.last_mut() {
+                Some((from, len, _)) if last.is_some_and(|l| at - l <= NEAR) => *len = at as usize - *from + columns,
+                _ => parts.push((at as usize, columns, 0)),
+            }
+            last = Some(at);
+        }
+        let mut size = 0;
+        for (_, len, to) in &mut parts {
+            *to = size;
+            *len = len.next_multiple_of(COPIED);
+            size += *len;
+        }
+        let place = |at: u32| {
+            let (from, _, to) = parts[parts.partition_point(|p| p.0 <= at as usize) - 1];
+            (at as usize - from + to) as u32
+        };
+        let taps = taps.iter().map(|&at| place(at)).collect();
+        Runs { parts, taps, size }
+    }
+}
+
+/// Elements that are copied at once.
+const COPIED: usize = 8;
 
 impl Layout {
     /// The layout for tiles that read `columns` columns at once.
@@ -153,6 +202,7 @@ impl Layout {
                 planes: vec![0],
                 grid: (1, size),
                 grid_pitch: size,
+                runs: Runs::new(&[0], columns),
             };
         }
         let phases: Vec<Vec<usize>> = (0..rank)
@@ -166,7 +216,7 @@ impl Layout {
         let need = |d: usize| (g.output[d] - 1) * g.stride[d] + (g.kernel[d] - 1) * g.dilation[d] + 1;
         let mut extent: Vec<usize> = (0..rank).map(|d| need(d).div_ceil(g.stride[d])).collect();
         let last = rank - 1;
-        let mut slack = columns;
+        let mut slack = columns + COPIED;
         if g.stride[last] == 1 {
             // The zeros at the end of a row and at the start of the next one are the same zeros.
             let end = need(last).saturating_sub(g.begin[last] + g.input[last]);
@@ -197,9 +247,11 @@ impl Layout {
         let outer = rank.saturating_sub(2);
         let mut planes = Vec::new();
         for_each_index(&g.output[..outer], |i| planes.push((0..outer).map(|d| i[d] * pitch[d]).sum()));
+        let runs = Runs::new(&offsets[..offsets.len() / per_group.max(1)], columns);
         Layout {
             direct,
             offsets,
+            runs,
             phases,
             grid: (if rank >= 2 { g.output[rank - 2] } else { 1 }, g.output[last]),
             grid_pitch: extent[last],
@@ -303,15 +355,43 @@ pub(crate) fn for_each_index(sizes: &[usize], mut f: impl FnMut(&[usize])) {
     }
 }
 
-/// What is done with stretches of the output while they are in the cache.
-pub type Then<'a> = Option<&'a (dyn Fn(&mut [f32]) + Sync)>;
+/// What is done with the output.
+#[derive(Clone, Copy)]
+pub enum Then<'a> {
+    /// Nothing.
+    Nothing,
+    /// It is bounded. A NaN stays.
+    Clamp(f32, f32),
+    /// Any function, of stretches that are still in the cache.
+    Each(&'a (dyn Fn(&mut [f32]) + Sync)),
+}
+
+impl Then<'_> {
+    /// Does it to some of the output.
+    pub(super) fn apply(self, y: &mut [f32]) {
+        match self {
+            Then::Nothing => {}
+            Then::Clamp(lo, hi) => clamp(y, lo, hi),
+            Then::Each(f) => f(y),
+        }
+    }
+}
+
+multiversion! {
+    fn clamp(y: &mut [f32], lo: f32, hi: f32) {
+        for y in y.iter_mut() {
+            let x = if *y < lo { lo } else { *y };
+            *y = if x > hi { hi } else { x };
+        }
+    }
+}
 
 /// `Y[n, m, …] = bias[m] + sum over channels and taps of W[m, c, …] * X[n, c, …]`; `y` is overwritten.
 ///
 /// # Panics
 /// A slice has not the length that `g` says.
 pub fn conv(threads: usize, g: &Geometry, x: &[f32], w: &Filters, bias: Option<&[f32]>, y: &mut [f32]) {
-    conv_then(threads, g, x, w, bias, y, None);
+    conv_then(threads, g, x, w, bias, y, Then::Nothing);
 }
 
 /// [`conv`], and then `then` with every element of the output.
@@ -340,7 +420,7 @@ pub fn conv_then(
         for (i, y) in y.chunks_exact_mut(out_size).enumerate() {
             y.fill(bias.map_or(0.0, |b| b[i % g.filters]));
         }
-        then.into_iter().for_each(|f| f(y));
+        then.apply(y);
     } else if w.depthwise {
         depthwise::conv(threads, g, x, &w.data, bias, y, then);
     } else {
@@ -416,40 +496,62 @@ impl Job<'_> {
         let blocks = self.panels.len().div_ceil(per_block);
         // Columns whose outputs stay in the second cache level until they are done with, and enough for all threads.
         let rows = highest * per_block.min(self.panels.len());
-        let in_cache = tiles.div_ceil((OUTPUT_BLOCK / (4 * rows * columns)).max(16));
+        let in_cache = match self.then {
+            Then::Each(_) => tiles.div_ceil((OUTPUT_BLOCK / (4 * rows * columns)).max(16)),
+            _ => 1,
+        };
         let shared = if threads > 1 { (4 * threads).div_ceil(blocks * planes) } else { 1 };
         let stretches = in_cache.max(shared).min(tiles);
-        let tile_size = self.k * columns;
+        let taps = self.layout.runs.taps.len();
+        let channels = self.k / taps;
+        let tile_size = channels * self.layout.runs.size;
         let is_packed = blocks > 1 && planes * tiles * tile_size * 4 <= COLUMN_BLOCK;
         let mut packed = buffer(if is_packed { planes * tiles * tile_size } else { 0 });
         for_each_chunk(threads, &mut packed, tile_size, &|i, to| {
-            self.pack(i / tiles, i % tiles * columns, 0..self.k, to);
+            self.pack(i / tiles, i % tiles * columns, 0..channels, to);
         });
+        // Channels of a sum that is done in one go, and tiles that are done together when that is the whole sum.
+        let n_blocks = self.k.div_ceil(K_BLOCK).min(channels);
+        let some = channels.div_ceil(n_blocks);
+        let group = if n_blocks > 1 { 1 } else { (GROUP_BLOCK / (4 * tile_size)).clamp(1, 64) };
+        let table: Vec<u32> = (0..some)
+            .flat_map(|c| self.layout.runs.taps.iter().map(move |&t| t + (c * self.layout.runs.size) as u32))
+            .collect();
+        let is_even = table.iter().enumerate().all(|(i, &at)| at as usize == i * columns);
+        let pass = Pass { n_blocks, table: &table, is_even, tile_size, packed: &packed };
         for_each(threads, blocks * planes * stretches, |task| {
             let (block, plane, stretch) = (task / stretches / planes, task / stretches % planes, task % stretches);
             let panels = &self.panels[block * per_block..self.panels.len().min((block + 1) * per_block)];
-            let mut scratch = Scratch { sums: buffer(rows * columns), packed: buffer(K_BLOCK.min(self.k) * columns) };
+            let mut scratch =
+                Scratch { sums: buffer(rows * columns), packed: buffer(group * some * self.layout.runs.size + COPIED) };
             let some = tiles * stretch / stretches..tiles * (stretch + 1) / stretches;
-            for t in some.clone() {
-                let packed = packed.get((plane * tiles + t) * tile_size..).filter(|p| !p.is_empty());
-                self.tile(plane, t * columns, panels, packed, &mut scratch);
+            let first = plane * tiles;
+            for t in some.clone().step_by(group) {
+                self.tiles(plane, first, t..some.end.min(t + group), panels, &pass, &mut scratch);
             }
             keep(scratch.sums);
             keep(scratch.packed);
-            if let Some(then) = self.then {
+            if let Then::Each(then) = self.then {
                 self.finish(plane, some.start * columns, some.end * columns, panels, then);
             }
         });
         keep(packed);
     }
 
-    /// Copies together what a tile's columns read.
-    fn pack(&self, plane: usize, p0: usize, k: Range<usize>, to: &mut [f32]) {
+    /// Copies together what a tile's columns read of some channels.
+    fn pack(&self, plane: usize, p0: usize, channels: Range<usize>, to: &mut [f32]) {
         let l = self.layout;
         let columns = self.tile.columns;
+        let from = &self.b[l.planes[plane] + p0 + channels.start * l.channel_size..];
         // Behind the end of the input nothing may be read; the padded buffer has slack.
         let width = if l.direct { columns.min(l.grid_size() - p0) } else { columns };
-        pack(&self.b[l.planes[plane] + p0..], &l.offsets[k], width, columns, to);
+        if width < columns {
+            for (c, to) in to.chunks_exact_mut(columns).take(channels.len()).enumerate() {
+                to[..width].copy_from_slice(&from[c * l.channel_size..][..width]);
+            }
+            return;
+        }
+        pack(from, &l.runs.parts, l.runs.size, l.channel_size, &mut to[..channels.len() * l.runs.size]);
     }
 
     /// Calls `then` with the outputs of some columns of the grid.
@@ -466,59 +568,82 @@ impl Job<'_> {
         }
     }
 
-    /// One tile's columns for some panels of filters. What the columns read is copied together first, so that all
-    /// panels read it in order; a long sum is done in blocks whose part of the columns stays in the first cache level.
-    fn tile(&self, plane: usize, p0: usize, panels: &[(usize, usize)], packed: Option<&[f32]>, scratch: &mut Scratch) {
+    /// Some tiles' columns for some panels of filters. What the columns read is copied together first, so that all
+    /// panels find it in the first cache level; a long sum is done in blocks for the same reason.
+    fn tiles(
+        &self,
+        plane: usize,
+        first: usize,
+        tiles: Range<usize>,
+        panels: &[(usize, usize)],
+        pass: &Pass<'_>,
+        scratch: &mut Scratch,
+    ) {
         let l = self.layout;
         let columns = self.tile.columns;
-        let width = columns.min(l.grid_size() - p0);
-        let half = width <= columns / 2;
-        let whole = if half { columns / 2 } else { columns };
-        // Where the tile lies in the output, if it lies there without gaps.
-        let (row, column) = (p0 / l.grid_pitch, p0 % l.grid_pitch);
-        let in_place = width == whole && column + whole <= l.grid.1;
+        let taps = l.runs.taps.len();
+        let channels = self.k / taps;
         let y = self.y + plane * l.grid.0 * l.grid.1;
-        let n_blocks = self.k.div_ceil(K_BLOCK);
-        let pays = panels.len() > 4 || l.direct && width < whole;
+        let n_blocks = pass.n_blocks;
+        let is_short = l.direct && tiles.end * columns > l.grid_size();
+        let pays = pass.packed.is_empty() && (panels.len() > 4 || is_short);
+        let start_of_packed = scratch.packed.as_ptr().align_offset(32).min(COPIED);
         for block in 0..n_blocks {
-            let k = self.k * block / n_blocks..self.k * (block + 1) / n_blocks;
-            let (k0, length) = (k.start, k.len());
-            let (b, rows) = match packed {
-                Some(packed) => (packed[k0 * columns..].as_ptr(), Rows::Every(columns)),
-                None if pays => {
-                    self.pack(plane, p0, k, &mut scratch.packed);
-                    (scratch.packed.as_ptr(), Rows::Every(columns))
+            let some = channels * block / n_blocks..channels * (block + 1) / n_blocks;
+            let (k0, length) = (some.start * taps, some.len() * taps);
+            let packed_size = some.len() * l.runs.size;
+            let packed = &mut scratch.packed[start_of_packed..];
+            if pays {
+                for (t, to) in tiles.clone().zip(packed.chunks_exact_mut(packed_size)) {
+                    self.pack(plane, t * columns, some.clone(), to);
                 }
-                None => (self.b[l.planes[plane] + p0..].as_ptr(), Rows::At(&l.offsets[k])),
-            };
+            }
             for &(m0, height) in panels {
-                // Sums of several blocks stay in the scratch until the last one.
-                let in_place = in_place && n_blocks == 1;
-                let (c, c_stride) = if in_place {
-                    (self.out.at(y + m0 * self.out_size + row * l.grid.1 + column), self.out_size)
-                } else {
-                    (scratch.sums[(m0 - panels[0].0) * columns..].as_mut_ptr(), columns)
-                };
                 let start = match self.bias {
                     _ if k0 > 0 => Start::Output,
                     Some(bias) => Start::PerRow(bias[m0..].as_ptr()),
                     None => Start::Zero,
                 };
+                let clamp = match self.then {
+                    Then::Clamp(lo, hi) if block + 1 == n_blocks => Some((lo, hi)),
+                    _ => None,
+                };
                 let a = self.filters[m0 * self.k + k0 * height..].as_ptr();
-                let o = Operands { k: length, a, a_stride: 0, b, rows, c, c_stride, start };
-                // SAFETY: the panel holds `k` rows of `height` values. Packed columns hold `length` rows; else every
-                // offset plus the last column of the grid lies inside the padded buffer, which has a tile's width of
-                // slack, or inside the input. A tile in place lies inside the output's rows of this panel; others go
-                // to `sums`, which holds a whole tile for each row of the panels. Tasks write disjoint tiles.
-                unsafe { self.tile.run(height, half, &o) };
+                for t in tiles.clone() {
+                    let p0 = t * columns;
+                    let width = columns.min(l.grid_size() - p0);
+                    let half = width <= columns / 2;
+                    let whole = if half { columns / 2 } else { columns };
+                    // Where the tile lies in the output, if it lies there without gaps. Sums of several blocks stay
+                    // in the scratch until the last one.
+                    let (row, column) = (p0 / l.grid_pitch, p0 % l.grid_pitch);
+                    let in_place = n_blocks == 1 && width == whole && column + whole <= l.grid.1;
+                    let (b, rows) = if pays {
+                        (packed[(t - tiles.start) * packed_size..].as_ptr(), pass.rows(length, columns))
+                    } else if pass.packed.is_empty() {
+                        (self.b[l.planes[plane] + p0..].as_ptr(), Rows::At(&l.offsets[k0..k0 + length]))
+                    } else {
+                        let at = (first + t) * pass.tile_size + some.start * l.runs.size;
+                        (pass.packed[at..].as_ptr(), pass.rows(length, columns))
+                    };
+                    let (c, c_stride) = if in_place {
+                        (self.out.at(y + m0 * self.out_size + row * l.grid.1 + column), self.out_size)
+                    } else {
+                        (scratch.sums[(m0 - panels[0].0) * columns..].as_mut_ptr(), columns)
+                    };
+                    let o = Operands { k: length, a, a_stride: 0, b, rows, c, c_stride, start, clamp };
+                    // SAFETY: the panel holds `k` rows of `height` values. Packed columns hold the runs of the block's
+                    // channels, in which the table's places plus a tile's width lie; else every offset plus the last
+                    // column of the grid lies inside the padded buffer, which has a tile's width of slack, or inside
+                    // the input. A tile in place lies inside the output's rows of this panel; others go to `sums`,
+                    // which holds a whole tile for each row of the panels. Tasks write disjoint tiles.
+                    unsafe { self.tile.run(height, half, &o) };
+                    if !in_place && block + 1 == n_blocks {
+                        let sums = &scratch.sums[(m0 - panels[0].0) * columns..];
+                        self.store(sums, height, y + m0 * self.out_size, (row, column), width);
+                    }
+                }
             }
-        }
-        if in_place && n_blocks == 1 {
-            return;
-        }
-        for &(m0, height) in panels {
-            let sums = &scratch.sums[(m0 - panels[0].0) * columns..];
-            self.store(sums, height, y + m0 * self.out_size, (row, column), width);
         }
     }
 
@@ -544,21 +669,71 @@ impl Job<'_> {
 }
 
 multiversion! {
-    /// Copies `width` elements at each offset to rows of `whole` elements.
-    fn pack(from: &[f32], offsets: &[u32], width: usize, whole: usize, to: &mut [f32]) {
-        let rows = to.chunks_exact_mut(whole).zip(offsets);
-        if width == whole && whole.is_multiple_of(8) {
-            for (to, &at) in rows {
-                let from = &from[at as usize..][..whole];
-                for (to, from) in to.as_chunks_mut::<8>().0.iter_mut().zip(from.as_chunks::<8>().0) {
-                    *to = *from;
+    /// Copies runs of each channel together: `runs` are starts, lengths and places in the copy of `size` elements.
+    fn pack(from: &[f32], runs: &[(usize, usize, usize)], size: usize, channel: usize, to: &mut [f32]) {
+        // Lengths that are known to the compiler make loops without branches.
+        match runs.iter().all(|r| r.1 == runs[0].1).then(|| runs[0].1 / COPIED) {
+            Some(2) => pack_equal::<2>(from, runs, size, channel, to),
+            Some(3) => pack_equal::<3>(from, runs, size, channel, to),
+            Some(4) => pack_equal::<4>(from, runs, size, channel, to),
+            Some(5) => pack_equal::<5>(from, runs, size, channel, to),
+            _ => {
+                for (c, to) in to.chunks_exact_mut(size).enumerate() {
+                    for &(at, len, place) in runs {
+                        copy(&from[c * channel + at..][..len], &mut to[place..][..len]);
+                    }
                 }
             }
-        } else {
-            for (to, &at) in rows {
-                to[..width].copy_from_slice(&from[at as usize..][..width]);
-            }
         }
+    }
+}
+
+#[inline(always)]
+fn pack_equal<const N: usize>(
+    from: &[f32],
+    runs: &[(usize, usize, usize)],
+    size: usize,
+    channel: usize,
+    to: &mut [f32],
+) {
+    if let [(at, ..)] = *runs {
+        for (c, to) in to.chunks_exact_mut(N * COPIED).enumerate() {
+            copy(&from[c * channel + at..][..N * COPIED], to);
+        }
+        return;
+    }
+    for (c, to) in to.chunks_exact_mut(size).enumerate() {
+        for (&(at, ..), to) in runs.iter().zip(to.chunks_exact_mut(N * COPIED)) {
+            copy(&from[c * channel + at..][..N * COPIED], to);
+        }
+    }
+}
+
+#[inline(always)]
+fn copy(from: &[f32], to: &mut [f32]) {
+    for (to, from) in to.as_chunks_mut::<COPIED>().0.iter_mut().zip(from.as_chunks::<COPIED>().0) {
+        *to = *from;
+    }
+}
+
+/// How the sums of a job are done.
+struct Pass<'a> {
+    /// Blocks of channels.
+    n_blocks: usize,
+    /// Where the taps of a block's channels start in what is copied together.
+    table: &'a [u32],
+    /// Whether the places are multiples of a tile's width.
+    is_even: bool,
+    /// Elements of a tile in `packed`.
+    tile_size: usize,
+    /// What all tiles read, if that was copied together before.
+    packed: &'a [f32],
+}
+
+impl Pass<'_> {
+    /// Where the taps of a block start.
+    fn rows(&self, length: usize, columns: usize) -> Rows<'_> {
+        if self.is_even { Rows::Every(columns) } else { Rows::At(&self.table[..length]) }
     }
 }
 
@@ -608,7 +783,7 @@ mod tests {
     fn convolutions_of_all_kinds_are_right_on_any_number_of_threads() {
         // channels, filters, groups, then for each dimension: input, kernel, stride, dilation, begin, end.
         type Dims = &'static [[usize; 6]];
-        let cases: [(usize, usize, usize, Dims); 20] = [
+        let cases: [(usize, usize, usize, Dims); 22] = [
             (3, 5, 1, &[[9, 3, 1, 1, 1, 1], [11, 3, 1, 1, 1, 1]]),
             (3, 5, 1, &[[9, 3, 2, 1, 1, 0], [11, 3, 2, 1, 0, 1]]),
             (2, 13, 1, &[[20, 1, 1, 1, 0, 0], [21, 1, 1, 1, 0, 0]]),
@@ -629,6 +804,9 @@ mod tests {
             (2, 2, 2, &[[3, 3, 1, 1, 1, 1], [4, 2, 1, 1, 0, 1], [37, 3, 1, 1, 1, 1]]),
             (3, 2, 1, &[[6, 2, 4, 1, 0, 0], [6, 2, 3, 1, 0, 0]]),
             (2, 2, 1, &[[3, 3, 1, 1, 5, 5], [3, 3, 1, 1, 5, 5]]),
+            // Several blocks of filters and of channels; many panels that read the input itself.
+            (120, 80, 1, &[[5, 3, 1, 1, 1, 1], [6, 3, 1, 1, 1, 1]]),
+            (4, 90, 1, &[[7, 1, 1, 1, 0, 0], [9, 1, 1, 1, 0, 0]]),
         ];
         for (i, (channels, filters, groups, dims)) in cases.into_iter().enumerate() {
             let column = |j: usize| dims.iter().map(|d| d[j]).collect::<Vec<usize>>();
@@ -655,6 +833,12 @@ mod tests {
                     let mut y = vec![9.0; expected.len()];
                     conv(threads, &g, &x, &packed, bias, &mut y);
                     assert_eq!(y, expected, "case {i}, {threads} threads");
+                    let bounded: Vec<f32> = expected.iter().map(|y| y.clamp(-3.0, 50.0)).collect();
+                    let each = |y: &mut [f32]| y.iter_mut().for_each(|y| *y = y.clamp(-3.0, 50.0));
+                    for then in [Then::Clamp(-3.0, 50.0), Then::Each(&each)] {
+                        conv_then(threads, &g, &x, &packed, bias, &mut y, then);
+                        assert_eq!(y, bounded, "case {i}, bounded, {threads} threads");
+                    }
                 }
             }
         }

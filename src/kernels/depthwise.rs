@@ -53,9 +53,7 @@ pub(super) fn conv(
             start: bias.map_or(0.0, |b| b[m]),
             y: out.chunk(i, out_size),
         });
-        if let Some(then) = then {
-            then(out.chunk(i, out_size));
-        }
+        then.apply(out.chunk(i, out_size));
     });
 }
 

@@ -158,6 +158,7 @@ fn block(
                     c: target,
                     c_stride: stride,
                     start,
+                    clamp: None,
                 };
                 // SAFETY: `a` holds rows of `k` values each, `height` of them from `m0` (checked by the caller); the
                 // panel holds `length` rows of `columns`; a full tile lies inside the output, others go to `edge`,

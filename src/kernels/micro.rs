@@ -46,6 +46,8 @@ pub struct Operands<'a> {
     pub c_stride: usize,
     /// What the sums start from.
     pub start: Start,
+    /// Bounds of what is written, in place of an activation behind the product. A NaN stays.
+    pub clamp: Option<(f32, f32)>,
 }
 
 type Kernel = unsafe fn(&Operands<'_>);
@@ -105,7 +107,7 @@ impl Tile {
 
 /// The body of a tile for one vector type: `$w` vectors of `$lanes` floats a row.
 macro_rules! tile_body {
-    ($o:ident, $mr:ident, $nv:ident, $strided:ident, $lanes:expr, $zero:expr, $set1:path, $load:path, $store:path, $fma:path) => {{
+    ($o:ident, $mr:ident, $nv:ident, $strided:ident, $lanes:expr, $zero:expr, $set1:path, $load:path, $store:path, $fma:path, $clamp:path) => {{
         let mut acc = [[$zero; $nv]; $mr];
         match $o.start {
             Start::Zero => {}
@@ -158,6 +160,14 @@ macro_rules! tile_body {
                 }
             }
         }
+        if let Some((lo, hi)) = $o.clamp {
+            let (lo, hi) = ($set1(lo), $set1(hi));
+            for m in 0..$mr {
+                for v in 0..$nv {
+                    acc[m][v] = $clamp(lo, hi, acc[m][v]);
+                }
+            }
+        }
         for m in 0..$mr {
             for v in 0..$nv {
                 $store($o.c.add(m * $o.c_stride + v * $lanes), acc[m][v]);
@@ -194,6 +204,20 @@ mod x86 {
         half: table!(avx2, 1, 1 2 3 4 5 6),
     };
 
+    /// Between bounds. Where one operand is a NaN or both are zeros these instructions give the second one.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn clamp512(lo: __m512, hi: __m512, x: __m512) -> __m512 {
+        _mm512_min_ps(hi, _mm512_max_ps(lo, x))
+    }
+
+    /// As [`clamp512`].
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn clamp256(lo: __m256, hi: __m256, x: __m256) -> __m256 {
+        _mm256_min_ps(hi, _mm256_max_ps(lo, x))
+    }
+
     /// # Safety
     /// As [`Tile::run`], on a processor with AVX-512F.
     #[target_feature(enable = "avx512f")]
@@ -211,7 +235,8 @@ mod x86 {
                 _mm512_set1_ps,
                 _mm512_loadu_ps,
                 _mm512_storeu_ps,
-                _mm512_fmadd_ps
+                _mm512_fmadd_ps,
+                clamp512
             );
         }
     }
@@ -233,7 +258,8 @@ mod x86 {
                 _mm256_set1_ps,
                 _mm256_loadu_ps,
                 _mm256_storeu_ps,
-                _mm256_fmadd_ps
+                _mm256_fmadd_ps,
+                clamp256
             );
         }
     }
@@ -282,13 +308,21 @@ mod portable {
         )
     }
 
+    #[inline(always)]
+    fn clamp(lo: V, hi: V, x: V) -> V {
+        std::array::from_fn(|i| {
+            let x = if x[i] < lo[i] { lo[i] } else { x[i] };
+            if x > hi[i] { hi[i] } else { x }
+        })
+    }
+
     /// # Safety
     /// As [`Tile::run`].
     #[allow(clippy::needless_range_loop, reason = "indices into several arrays, unrolled by the compiler")]
     unsafe fn plain<const MR: usize, const NV: usize, const STRIDED: bool>(o: &Operands<'_>) {
         // SAFETY: all addresses are those that the caller vouches for.
         unsafe {
-            tile_body!(o, MR, NV, STRIDED, 4, [0.0; 4], set1, load, store, fma);
+            tile_body!(o, MR, NV, STRIDED, 4, [0.0; 4], set1, load, store, fma, clamp);
         }
     }
 }
@@ -327,6 +361,7 @@ mod tests {
         let bias: Vec<f32> = (0..n.max(m)).map(|i| i as f32).collect();
         for (strided, table, start) in [(false, false, 0), (false, true, 1), (true, false, 2), (true, true, 3)] {
             let mut c = vec![1.0f32; m * n];
+            let clamp = strided.then_some((-4.0, 6.0));
             let o = Operands {
                 k,
                 a: if strided { a.as_ptr() } else { interleaved.as_ptr() },
@@ -341,6 +376,7 @@ mod tests {
                     2 => Start::PerColumn(bias.as_ptr()),
                     _ => Start::Output,
                 },
+                clamp,
             };
             // SAFETY: the vectors have the sizes that the operands say.
             unsafe { tile.run(m, half, &o) };
@@ -348,7 +384,8 @@ mod tests {
                 for j in 0..n {
                     let first = [0.0, bias[i], bias[j], 1.0][start];
                     let sum: f32 = (0..k).map(|x| a[i * k + x] * b[x * n + j]).sum();
-                    assert_eq!(c[i * n + j], first + sum, "{} {m} {half} {start} [{i}, {j}]", tile.name);
+                    let expected = clamp.map_or(first + sum, |(lo, hi)| (first + sum).clamp(lo, hi));
+                    assert_eq!(c[i * n + j], expected, "{} {m} {half} {start} [{i}, {j}]", tile.name);
                 }
             }
         }

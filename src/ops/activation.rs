@@ -5,7 +5,7 @@
 //! Quantized: `Relu` bounds its input; `Sigmoid` and `Tanh` have fixed output ranges; `LeakyRelu` an observed one.
 //! Errors: another element type; an unknown `approximate`.
 
-use super::elementwise::{UNARY, each, map, map_taken, scalars, wrong_type};
+use super::elementwise::{UNARY, each, map, map_taken, map_within, scalars, wrong_type};
 use super::reverse::{Back, Gradients, Reverse};
 use super::{Call, Item, OpDef, OpDomain, OutputRange, QuantRule, Slots};
 use crate::error::{Result, bail};
@@ -175,7 +175,7 @@ fn relu(call: &mut Call<'_>) -> Result<Vec<Item>> {
         Data::I32(b) => each(b, |x| x.max(0)),
         Data::I64(b) => each(b, |x| x.max(0)),
         Data::F16(_) | Data::BF16(_) | Data::F32(_) | Data::F64(_) => {
-            return map_taken(call, t, Relu {});
+            return map_within(call, t, Relu {}, Some((0.0, f32::INFINITY)));
         }
         _ => return wrong_type(0, t.dtype(), "a float or signed integer type"),
     }

@@ -5,7 +5,7 @@
 //! Quantized: bounds its input, so it may vanish into the saturation of the quantization after it.
 //! Errors: a bound that is no scalar or has another type.
 
-use super::elementwise::{UNARY, each, map_taken, scalars, wrong_type};
+use super::elementwise::{UNARY, each, map_within, scalars, wrong_type};
 use super::reverse::{Back, Gradients, Reverse};
 use super::{Arity, Call, Item, OpDef, QuantRule};
 use crate::error::{Result, ensure};
@@ -42,7 +42,7 @@ fn clamp<T: PartialOrd>(x: T, lo: T, hi: T) -> T {
 fn eval_attributes(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let (lo, hi) = (call.float("min", f32::NEG_INFINITY), call.float("max", f32::INFINITY));
     let x = call.take(0)?;
-    map_taken(call, x, Clamp { lo, hi })
+    map_within(call, x, Clamp { lo, hi }, Some((lo, hi)))
 }
 
 fn bound(call: &Call<'_>, slot: usize, dtype: DType) -> Result<Option<Tensor>> {
@@ -59,7 +59,7 @@ fn eval_inputs(call: &mut Call<'_>) -> Result<Vec<Item>> {
     if matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
         let value = |t: &Option<Tensor>, or: f32| t.as_ref().map_or(Ok(or), |t| t.to_f64().map(|x| x as f32));
         let (lo, hi) = (value(&lo, f32::NEG_INFINITY)?, value(&hi, f32::INFINITY)?);
-        return map_taken(call, x, Clamp { lo, hi });
+        return map_within(call, x, Clamp { lo, hi }, Some((lo, hi)));
     }
     with_numbers!(x.data_mut(), T, b => {
         let value = |t: &Option<Tensor>| t.as_ref().map(|t| t.slice::<T>().map(|v| v[0])).transpose();

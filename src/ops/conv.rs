@@ -196,8 +196,12 @@ pub(super) fn convolve(
     };
     let b = b.map(Tensor::to_f32s).transpose()?;
     let mut y = buffer(n);
-    let then = |v: &mut [f32]| epilogue.into_iter().for_each(|e| e.apply(v));
-    let then: Then<'_> = if epilogue.is_some() { Some(&then) } else { None };
+    let each = |v: &mut [f32]| epilogue.into_iter().for_each(|e| e.apply(v));
+    let then = match epilogue.map(Pointwise::bounds) {
+        None => Then::Nothing,
+        Some(Some((lo, hi))) => Then::Clamp(lo, hi),
+        Some(None) => Then::Each(&each),
+    };
     conv_then(call.threads, g, &x.to_f32s()?, filters, b.as_deref(), &mut y, then);
     from_f32s(dtype, &shape, y)
 }

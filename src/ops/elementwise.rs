@@ -135,9 +135,19 @@ pub(super) fn map<F: Scalar + Send + 'static>(call: &mut Call<'_>, f: F) -> Resu
 
 /// [`map`] for input 0 that was taken already.
 pub(super) fn map_taken<F: Scalar + Send + 'static>(call: &mut Call<'_>, x: Tensor, f: F) -> Result<Vec<Item>> {
+    map_within(call, x, f, None)
+}
+
+/// [`map_taken`], with the bounds when all that `f` does is to keep its operand within them.
+pub(super) fn map_within<F: Scalar + Send + 'static>(
+    call: &mut Call<'_>,
+    x: Tensor,
+    f: F,
+    bounds: Option<(f32, f32)>,
+) -> Result<Vec<Item>> {
     if let (Some(trace), DType::F32) = (call.fusion.trace, x.dtype()) {
         let function = Box::new(move |x: &mut [f32], _: &[f32]| map_f32s(x, 1, f));
-        return trace.record(Traced { function, operands: vec![0], rank: 0, dtype: DType::F32 });
+        return trace.record(Traced { function, operands: vec![0], rank: 0, dtype: DType::F32, bounds });
     }
     Ok(map_tensor(x, call.threads, f)?.into())
 }
@@ -159,7 +169,7 @@ pub(super) fn trace_zip(
         }
         _ => return Ok(Vec::new()),
     };
-    trace.record(Traced { function, operands, rank, dtype: DType::F32 })
+    trace.record(Traced { function, operands, rank, dtype: DType::F32, bounds: None })
 }
 
 /// Whether the elements can be written without a copy.

@@ -35,6 +35,8 @@ pub struct Traced {
     pub rank: usize,
     /// The element type that the operator would have given.
     pub dtype: DType,
+    /// Least and largest value, when bounding its only operand is all that it does.
+    pub bounds: Option<(f32, f32)>,
 }
 
 /// Where an operator records what it would do.
@@ -73,6 +75,7 @@ pub struct Pointwise {
     n_buffers: usize,
     rank: usize,
     result: usize,
+    bounds: Option<(f32, f32)>,
 }
 
 impl Pointwise {
@@ -81,6 +84,7 @@ impl Pointwise {
     #[must_use]
     pub fn new(functions: Vec<(Traced, Vec<usize>)>) -> Self {
         let n = functions.len();
+        let bounds = if let [(traced, _)] = functions.as_slice() { traced.bounds } else { None };
         // The last function that reads each value.
         let mut last = vec![0; n + 1];
         for (i, (_, values)) in functions.iter().enumerate() {
@@ -119,7 +123,13 @@ impl Pointwise {
                 }
             }
         }
-        Pointwise { instructions, n_buffers: owner.len(), rank, result: place[n] }
+        Pointwise { instructions, n_buffers: owner.len(), rank, result: place[n], bounds }
+    }
+
+    /// Least and largest value, when bounding its input is all that it does.
+    #[must_use]
+    pub fn bounds(&self) -> Option<(f32, f32)> {
+        self.bounds
     }
 
     /// Whether it keeps the shape of a tensor of this rank.
@@ -180,7 +190,7 @@ mod tests {
     use super::*;
 
     fn traced(function: impl Fn(&mut [f32], &[f32]) + Send + Sync + 'static) -> Traced {
-        Traced { function: Box::new(function), operands: vec![0], rank: 0, dtype: DType::F32 }
+        Traced { function: Box::new(function), operands: vec![0], rank: 0, dtype: DType::F32, bounds: None }
     }
 
     fn plus(n: f32) -> Traced {

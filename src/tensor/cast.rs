@@ -166,6 +166,9 @@ pub fn cast(t: &Tensor, dtype: DType, saturate: bool) -> Result<Tensor> {
         (Data::F32(b), DType::BF16) => {
             Tensor::new(shape, b.as_slice().iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>())
         }
+        (Data::Bool(b), DType::F32) => {
+            Tensor::new(shape, b.as_slice().iter().map(|&x| f32::from(u8::from(x))).collect::<Vec<_>>())
+        }
         (Data::F16(b), DType::F32) => Tensor::new(shape, b.as_slice().iter().map(|x| x.to_f32()).collect::<Vec<_>>()),
         (_, DType::F32 | DType::F64 | DType::F16 | DType::BF16) => {
             if is_minifloat(t.dtype()) || matches!(t.data(), Data::Bool(_)) {

@@ -99,23 +99,33 @@ impl Dataset for Samples {
 
     fn sample(&self, i: usize) -> Result<Sample> {
         let mut sample = self.read(i)?;
+        // What is to be said of a sample is found when it is read first; it is equal at each call.
+        let is_known = self.seen.lock().unwrap_or_else(PoisonError::into_inner).digests.contains_key(&i);
         let mut found = Seen::default();
         let mut digest = Sha256::new();
         for (name, tensor) in &mut sample.inputs {
             let Some(spec) = self.specs.iter().find(|s| s.name == *name) else { continue };
             let from = tensor.dtype();
-            check::check_values(spec, tensor, &sample.origin)?;
+            if !is_known {
+                check::check_values(spec, tensor, &sample.origin)?;
+            }
             *tensor = check::convert(spec, tensor.clone(), &sample.origin)?;
+            if is_known {
+                continue;
+            }
             if from != tensor.dtype() {
                 found.converted.insert((name.clone(), from, tensor.dtype()));
             }
             if varies(tensor) {
                 found.varying.insert(name.clone());
             }
-            if from.is_float() && tensor.to_f64s()?.contains(&f64::NEG_INFINITY) {
+            if from.is_float() && holds_minus_infinity(tensor)? {
                 found.infinite.insert(name.clone());
             }
             add_to_digest(name, tensor, &mut digest);
+        }
+        if is_known {
+            return Ok(sample);
         }
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.converted.append(&mut found.converted);
@@ -124,6 +134,13 @@ impl Dataset for Samples {
         seen.digests.insert(i, digest.finalize().into());
         Ok(sample)
     }
+}
+
+fn holds_minus_infinity(tensor: &Tensor) -> Result<bool> {
+    Ok(match tensor.slice::<f32>() {
+        Ok(v) => v.contains(&f32::NEG_INFINITY),
+        Err(_) => tensor.to_f64s()?.contains(&f64::NEG_INFINITY),
+    })
 }
 
 /// Whether two elements differ. A scalar counts as varying: there is nothing to compare it with.

@@ -188,7 +188,7 @@ const MODELS: &[(&str, usize)] = &[
     ("ppocr_v2_cls", 0),
     ("ppocr_v4_det", 0),
     ("ppocr_v4_rec", 0),
-    ("silero_vad_op15", 27),
+    ("silero_vad_op15", 25),
     ("slanet_table", 0),
     ("thai_deepcut", 0),
 ];

@@ -15,6 +15,7 @@ use std::path::Path;
 
 use common::backend_data::{self, Case};
 use common::compare::{self, Tolerance};
+use common::sizes::{Sizes, named};
 use common::{pb, testdata};
 use onnx_quant::diag::Sink;
 use onnx_quant::infer::infer;
@@ -201,6 +202,7 @@ fn check(case: &Case) -> Outcome {
         }
         let got = program.run(inputs.clone(), RunOptions::default(), &mut NoTap).map_err(|e| format!("{e:#}"))?;
         let inferred = inferred.as_ref().map_err(Clone::clone)?;
+        let (with_names, mut sizes) = inferred_with_names(&model, &inputs)?;
         if got.len() != expected.len() {
             return Err(format!("{} outputs, expected {}", got.len(), expected.len()));
         }
@@ -219,6 +221,9 @@ fn check(case: &Case) -> Outcome {
             }
             compare::inferred(inferred.main().value(inferred.main().outputs()[i]).ty.as_ref(), got)
                 .map_err(|e| format!("inference of output {i} ({name}): {e}"))?;
+            sizes
+                .check(with_names.main().value(with_names.main().outputs()[i]).ty.as_ref(), got)
+                .map_err(|e| format!("inference of output {i} ({name}) with names: {e}"))?;
         }
     }
     Ok(())
@@ -244,11 +249,27 @@ fn inferred(model: &Model) -> Result<Model, String> {
             }
         }
     }
+    infer_strictly(&mut model)?;
+    Ok(model)
+}
+
+/// The same where every size of the inputs has a name, and what the names stand for.
+fn inferred_with_names(model: &Model, inputs: &[Item]) -> Result<(Model, Sizes), String> {
+    let g = model.main();
+    let fed = g.inputs().iter().filter(|&&v| !matches!(g.value(v).def, Def::Initializer(_)));
+    let fed = fed.zip(inputs).filter_map(|(&v, x)| Some((g.value(v).name.clone(), x.tensor()?.clone())));
+    let (mut model, sizes) = named(model, &fed.collect::<Vec<_>>());
+    infer_strictly(&mut model).map_err(|e| format!("{e} (with names)"))?;
+    Ok((model, sizes))
+}
+
+/// Infers, and fails on what inference warns of.
+fn infer_strictly(model: &mut Model) -> Result<(), String> {
     let mut sink = Sink::default();
-    infer(&mut model, &mut sink).map_err(|e| format!("inference: {e:#}"))?;
+    infer(model, &mut sink).map_err(|e| format!("inference: {e:#}"))?;
     match sink.diagnostics().iter().find(|d| d.code == "shape-inference") {
         Some(d) => Err(format!("inference: {d}")),
-        None => Ok(model),
+        None => Ok(()),
     }
 }
 

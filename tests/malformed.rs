@@ -5,8 +5,10 @@
 mod common;
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,15 +17,18 @@ use half::{bf16, f16};
 use onnx_quant::diag::Sink;
 use onnx_quant::infer::infer;
 use onnx_quant::interp::{CompileOptions, NoTap, Program, RunOptions};
+use onnx_quant::ir::text_parse::parse;
 use onnx_quant::ir::{Attr, Attrs, Def, Domain, Model, Node, TensorRef, TensorType, ValueType};
 use onnx_quant::ops::{ALL, Item, OpDef};
 use onnx_quant::tensor::{C64, DType, Tensor};
 use rayon::prelude::*;
+use regex::Regex;
 
 /// Calls of each definition.
 const CALLS: usize = 400;
 
-/// Attribute names of ONNX's operators, with the kind that most of them have.
+/// Attribute names of ONNX's operators, with the kind that most of them have: for operators that share the code that
+/// reads them. What an operator's own file reads is found there (see [`Vocabulary`]).
 const NAMES: &[(&str, Kind)] = &[
     ("activation", Kind::Str),
     ("activation_alpha", Kind::Floats),
@@ -115,7 +120,7 @@ const NAMES: &[(&str, Kind)] = &[
     ("zero_point", Kind::Int),
 ];
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Int,
     Ints,
@@ -230,13 +235,83 @@ fn item(r: &mut Rng) -> Item {
     }
 }
 
+/// What the sources of an operator know: the attributes that they read, and words that may be values of them.
+#[derive(Default)]
+struct Vocabulary {
+    attributes: Vec<(String, Kind)>,
+    words: Vec<String>,
+}
+
+impl Vocabulary {
+    /// Of the files that name the operator, of which there is one for each, with its folder.
+    fn of(def: &OpDef, files: &[(PathBuf, String)]) -> Self {
+        let mut found = Vocabulary::default();
+        let quoted = format!("\"{}\"", def.name);
+        let read = Regex::new(r#"\b(\w+)\(\s*(?:[\w.&]+,\s*)?"([A-Za-z_]+)""#).unwrap();
+        let word = Regex::new(r#""([A-Za-z_]{2,24})""#).unwrap();
+        let own: Vec<&Path> =
+            files.iter().filter(|(_, text)| text.contains(&quoted)).map(|(p, _)| p.as_path()).collect();
+        let is_own = |p: &Path| own.iter().any(|o| p == *o || o.ends_with("mod.rs") && p.parent() == o.parent());
+        for (_, text) in files.iter().filter(|(p, _)| is_own(p)) {
+            // What the tests of a file say is malformed enough.
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            for c in read.captures_iter(code) {
+                if let Some(kind) = Kind::of_getter(&c[1]) {
+                    found.attributes.push((c[2].to_owned(), kind));
+                }
+            }
+            found.words.extend(word.captures_iter(code).map(|c| c[1].to_owned()));
+        }
+        found
+    }
+}
+
+impl Kind {
+    fn of_getter(name: &str) -> Option<Kind> {
+        Some(match name {
+            "int" | "flag" | "required_int" | "dtype" | "dtype_attr" | "dtype_attr_unless_zero" => Kind::Int,
+            "ints" | "sizes" | "list" => Kind::Ints,
+            "float" => Kind::Float,
+            "floats" => Kind::Floats,
+            "str" => Kind::Str,
+            "strings" => Kind::Strings,
+            "tensor" | "required_tensor" => Kind::Tensor,
+            _ => return None,
+        })
+    }
+}
+
+/// The sources of the operators.
+fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    paths.sort();
+    let read = |p: PathBuf| match p.is_dir() {
+        true => sources(&p),
+        false => vec![(p.clone(), std::fs::read_to_string(&p).unwrap())],
+    };
+    paths.into_iter().flat_map(read).collect()
+}
+
+/// An attribute that the operator reads, mostly of the right kind.
+fn own_attribute(r: &mut Rng, own: &Vocabulary) -> Option<(String, Attr)> {
+    let (name, kind) = own.attributes.get(r.below(own.attributes.len().max(1)))?;
+    let any = [Kind::Int, Kind::Ints, Kind::Float, Kind::Floats, Kind::Str, Kind::Strings, Kind::Tensor];
+    let value = match if r.chance(0.85) { *kind } else { r.pick(&any) } {
+        Kind::Str if r.chance(0.7) && !own.words.is_empty() => {
+            Attr::String(own.words[r.below(own.words.len())].clone().into())
+        }
+        kind => attr(r, kind),
+    };
+    Some((name.clone(), value))
+}
+
 /// One malformed call as a model with a node named `the_node`, and what is fed.
-fn call(r: &mut Rng, def: &OpDef) -> (Model, Vec<Item>) {
+fn call(r: &mut Rng, def: &OpDef, own: &Vocabulary) -> (Model, Vec<Item>) {
     let version = def.since.max(1);
-    let (onnx, own) = if def.domain.name().is_empty() { (version, None) } else { (21, Some(version)) };
+    let (onnx, own_version) = if def.domain.name().is_empty() { (version, None) } else { (21, Some(version)) };
     let mut model = Model::new(10, onnx);
     let domain = Domain::new(def.domain.name());
-    if let Some(v) = own {
+    if let Some(v) = own_version {
         model.opsets.push((domain.clone(), v));
     }
     let mut node = Node::new(def.name);
@@ -247,6 +322,11 @@ fn call(r: &mut Rng, def: &OpDef) -> (Model, Vec<Item>) {
         let (name, kind) = r.pick(NAMES);
         let kind = if r.chance(0.9) { kind } else { r.pick(&[Kind::Int, Kind::Ints, Kind::Float, Kind::Str]) };
         node.attrs.set(name, attr(r, kind));
+    }
+    for _ in 0..r.below(5) {
+        if let Some((name, value)) = own_attribute(r, own) {
+            node.attrs.set(&name, value);
+        }
     }
     let most = def.inputs.max.min(def.inputs.min + 4).max(1);
     let n_inputs =
@@ -326,14 +406,20 @@ fn malformed_input_is_an_error_and_never_a_panic() {
     let only = std::env::var("MALFORMED").ok();
     let defs: Vec<&OpDef> =
         ALL.iter().copied().flatten().filter(|d| only.as_deref().is_none_or(|o| o == d.name)).collect();
+    if only.is_none() {
+        let domains: BTreeSet<&str> = defs.iter().map(|d| d.domain.name()).collect();
+        assert!(domains.is_superset(&["", "ai.onnx.ml", "com.microsoft"].into()), "only {domains:?}");
+    }
+    let files = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops"));
     let failures: Vec<String> = defs
         .par_iter()
         .enumerate()
         .flat_map_iter(|(i, def)| {
             let mut r = Rng::new(i as u64 + 1);
+            let own = Vocabulary::of(def, &files);
             let mut failures: Vec<String> = Vec::new();
             for _ in 0..CALLS {
-                let (model, fed) = call(&mut r, def);
+                let (model, fed) = call(&mut r, def, &own);
                 let started = std::time::Instant::now();
                 let mut result = judge(model.clone(), fed.clone());
                 if started.elapsed().as_secs() > 5 {
@@ -357,4 +443,81 @@ fn malformed_input_is_an_error_and_never_a_panic() {
         .collect();
     std::panic::set_hook(print);
     assert!(failures.is_empty(), "{} kinds of failures:\n{}", failures.len(), failures.join("\n"));
+}
+
+/// Operators with bodies: name, attributes that hold one, and inputs at least and at most.
+const WITH_BODIES: &[(&str, &[&str], usize, usize)] = &[
+    ("Loop", &["body"], 2, 5),
+    ("Scan", &["body"], 1, 4),
+    ("If", &["then_branch", "else_branch"], 1, 1),
+    ("SequenceMap", &["body"], 1, 4),
+];
+
+/// A body whose inputs and outputs seldom fit.
+fn body(r: &mut Rng, name: &str, has_inputs: bool) -> String {
+    let n_inputs = if has_inputs { r.below(6) } else { 0 };
+    // A value of the outer graph may be read too.
+    let known: Vec<String> = (0..n_inputs).map(|i| format!("{name}_i{i}")).chain(["x0".to_owned()]).collect();
+    let n_outputs = r.below(5);
+    let nodes: String = (0..n_outputs)
+        .map(|i| {
+            let (a, b) = (&known[r.below(known.len())], &known[r.below(known.len())]);
+            let op = r.pick(&["Identity", "Not", "Shape", "Add", "Concat <axis = 0>", "SequenceConstruct", "Optional"]);
+            let inputs = if matches!(op, "Add" | "SequenceConstruct") || op.starts_with("Concat") {
+                format!("{a}, {b}")
+            } else {
+                a.clone()
+            };
+            format!("{name}_o{i} = {op} ({inputs})\n")
+        })
+        .collect();
+    let outputs: Vec<String> = (0..n_outputs).map(|i| format!("{name}_o{i}")).collect();
+    format!("{name} ({}) => ({}) {{ {nodes} }}", known[..n_inputs].join(", "), outputs.join(", "))
+}
+
+#[test]
+fn malformed_bodies_are_errors_and_never_a_panic() {
+    let mut failures = Vec::new();
+    for (k, &(op, attributes, least, most)) in WITH_BODIES.iter().enumerate() {
+        let mut r = Rng::new(k as u64 + 77);
+        for _ in 0..CALLS {
+            let n_inputs = r.between(least as i64, most as i64) as usize;
+            let mut attrs: Vec<String> =
+                attributes.iter().map(|a| format!("{a} = {}", body(&mut r, a, op != "If"))).collect();
+            if op == "Scan" {
+                attrs.push(format!("num_scan_inputs = {}", r.between(-1, 4)));
+            }
+            let inputs: Vec<String> = (0..n_inputs).map(|i| format!("x{i}")).collect();
+            let outputs: Vec<String> = (0..r.below(4) + 1).map(|i| format!("y{i}")).collect();
+            let (ins, outs) = (inputs.join(", "), outputs.join(", "));
+            let text = format!(
+                "<ir_version: 10, opset_import: [\"\" : 21]>\nmain ({ins}) => ({outs}) {{\n[the_node] {outs} = {op} <{}> ({ins})\n}}",
+                attrs.join(", ")
+            );
+            let model = parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+            let mut fed: Vec<Item> = inputs.iter().map(|_| item(&mut r)).collect();
+            // A loop that ends.
+            if op == "Loop" {
+                fed[0] = Item::Tensor(if r.chance(0.8) {
+                    Tensor::scalar(r.between(-1, 3))
+                } else {
+                    Tensor::vector(vec![0i32; 2])
+                });
+            }
+            if r.chance(0.7) && (op == "If" || op == "Loop") {
+                let at = usize::from(op == "Loop");
+                fed[at] = Item::Tensor(Tensor::scalar(r.chance(0.7)));
+            }
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                let mut model = model.clone();
+                let _ = Program::compile(&model, &CompileOptions::default())
+                    .and_then(|p| p.run(fed.clone(), RunOptions::default(), &mut NoTap));
+                let _ = infer(&mut model, &mut Sink::default());
+            }));
+            if outcome.is_err() && failures.len() < 5 {
+                failures.push(format!("{op} panics:\n{}", describe(&model, &fed)));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }

@@ -278,10 +278,8 @@ fn is_single(model: &Model, inputs: Vec<Item>) -> bool {
 }
 
 /// Operators whose doubles are computed in single precision, with the reason.
-const SINGLE: &[(&str, &str)] = &[
-    ("CastLike", "takes the type of its second input, and its first holds what single precision holds"),
-    ("Attention", "the products and probabilities are computed in 32 bits, which is what ONNX Runtime has at most"),
-];
+const SINGLE: &[(&str, &str)] =
+    &[("CastLike", "takes the type of its second input, and its first holds what single precision holds")];
 
 fn uses_single_precision(case: &Case, all: &[Schema]) -> Option<String> {
     let model = onnx_quant::onnx::read(&case.model()).ok()?;

@@ -14,7 +14,7 @@ use common::ort::{Level, ort_run_npz};
 use common::tensors::from_array;
 use common::{testdata, zoo};
 use onnx_quant::interp::{CompileOptions, NoTap, Program, RunOptions};
-use onnx_quant::ir::{Def, Model};
+use onnx_quant::ir::{Def, Model, TensorType, ValueType};
 use onnx_quant::onnx::{read, to_bytes};
 use onnx_quant::ops::Item;
 use onnx_quant::tensor::Tensor;
@@ -26,20 +26,24 @@ const TOLERANCE: f64 = 1e-4;
 const LOOSE: &[(&str, f64, &str)] = &[
     (
         "isnet_fp16",
-        2e-2,
+        2e-3,
         "half precision: every operator rounds to 11 bits, and ONNX Runtime computes some in single precision",
     ),
     (
-        "minilm_l6_int8",
-        5e-2,
-        "dynamic quantization inside: a difference of one unit in the last place becomes a quantization step",
-    ),
-    (
-        "smart_turn_int8",
-        5e-2,
-        "static quantization inside: a difference of one unit in the last place becomes a quantization step",
+        "basic_pitch",
+        2e-4,
+        "logarithms of small energies: ONNX Runtime differs by 1.1e-4 from itself when it changes layouts",
     ),
 ];
+
+/// Models that are compared node by node instead of by their outputs. Inside smart_turn_int8 a difference of one unit
+/// in the last place becomes a step of a quantized value, and five layers later ONNX Runtime's result without fusions
+/// and with them differ by 1.2 times the output: such outputs say nothing, and each node must do what it should with
+/// the inputs that ONNX Runtime gave it.
+const NODE_BY_NODE: &[&str] = &["minilm_l6_int8", "smart_turn_int8"];
+
+/// The share of a quantized tensor's elements that may be one step off: what lies on the edge between two steps.
+const ON_EDGE: f64 = 1e-3;
 
 /// Samples of each model.
 const SAMPLES: usize = 3;
@@ -77,7 +81,7 @@ fn outputs_of_the_models_in_testdata() {
 fn outputs_of_real_models() {
     let Some(zoo) = zoo() else { return };
     let mut failures = Vec::new();
-    for (name, model) in models(&zoo) {
+    for (name, model) in models(&zoo).into_iter().filter(|(n, _)| n != "smart_turn_int8") {
         let started = Instant::now();
         let outcome = (|| {
             let m = read(&model).map_err(|e| format!("{e:#}"))?;
@@ -120,6 +124,24 @@ fn every_value_of_real_models() {
         match every_value(&model, &sample) {
             Ok((n, error)) => println!("{name:24} {n} values, worst {error:.1e}"),
             Err(e) => failures.push(format!("{name}: {e}")),
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn every_node_of_quantized_models() {
+    let Some(zoo) = zoo() else { return };
+    let mut failures = Vec::new();
+    for (name, model) in models(&zoo).into_iter().filter(|(n, _)| NODE_BY_NODE.contains(&n.as_str())) {
+        for sample in samples(&zoo, &name) {
+            match every_node(&model, &sample) {
+                Ok(r) => println!(
+                    "{name:24} {} nodes, floats differ by {:.1e}, integers by a step in {:.1e} of their elements",
+                    r.n_nodes, r.worst, r.edge
+                ),
+                Err(e) => failures.push(format!("{name}: {e}")),
+            }
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
@@ -209,6 +231,98 @@ fn every_value(path: &Path, sample: &Path) -> Result<(usize, f64), String> {
         }
     }
     Ok((n, worst))
+}
+
+/// What came of comparing nodes.
+#[derive(Default)]
+struct Nodes {
+    n_nodes: usize,
+    /// Largest difference of a float, relative to the tensor's largest element.
+    worst: f64,
+    /// Largest share of a tensor's integers that are one step off.
+    edge: f64,
+}
+
+/// Compares every node of the main graph on the inputs that ONNX Runtime gives it.
+fn every_node(path: &Path, sample: &Path) -> Result<Nodes, String> {
+    let model = read(path).map_err(|e| format!("{e:#}"))?;
+    let theirs = all_values(&model, sample)?;
+    let cut = cut_apart(&model, &theirs)?;
+    let program = Program::compile(&cut, &CompileOptions::default()).map_err(|e| format!("{e:#}"))?;
+    let given: BTreeMap<String, Tensor> = npz::read(sample).iter().map(|(n, a)| (n.clone(), from_array(a))).collect();
+    let feeds = program.inputs().iter().map(|input| {
+        let value = given.get(&input.name).or_else(|| theirs.get(input.name.strip_suffix(GIVEN)?));
+        value.cloned().map(Item::Tensor).ok_or_else(|| format!("there is no value for {}", input.name))
+    });
+    let feeds = feeds.collect::<Result<Vec<_>, _>>()?;
+    let options = RunOptions { threads: 2, ..RunOptions::default() };
+    let made = program.run(feeds, options, &mut NoTap).map_err(|e| format!("{e:#}"))?;
+    let mut found = Nodes::default();
+    for (name, item) in program.outputs().iter().zip(made) {
+        let Some(Item::Tensor(t)) = item else { return Err(format!("value {name} is not computed")) };
+        let expected = &theirs[name];
+        found.n_nodes += 1;
+        if t.dtype().is_integer() && t.dtype().bits() == 8 && t.shape() == expected.shape() {
+            let (g, e) = (t.to_i64s().unwrap(), expected.to_i64s().unwrap());
+            let n_off = g.iter().zip(&e).filter(|(g, e)| g != e).count();
+            let far = g.iter().zip(&e).any(|(g, e)| (g - e).abs() > 1);
+            let share = n_off as f64 / g.len().max(1) as f64;
+            if far || share > ON_EDGE {
+                return Err(format!("{name}: {n_off} of {} integers differ", g.len()));
+            }
+            found.edge = found.edge.max(share);
+            continue;
+        }
+        let error = difference(&t, expected).map_err(|e| format!("{name}: {e}"))?;
+        if error > TOLERANCE {
+            return Err(format!("{name} differs by {error:.1e}"));
+        }
+        found.worst = found.worst.max(error);
+    }
+    Ok(found)
+}
+
+/// What the inputs that stand for values of the graph are called.
+const GIVEN: &str = ".given";
+
+/// The model with every node on its own: what another node makes it gets as an input, and all that is made goes out.
+fn cut_apart(model: &Model, values: &BTreeMap<String, Tensor>) -> Result<Model, String> {
+    let mut cut = model.clone();
+    let order = cut.main().order().map_err(|e| format!("{e:#}"))?;
+    let g = cut.main_mut();
+    let (mut inputs, mut given) = (g.inputs().to_vec(), BTreeMap::new());
+    let made: Vec<_> = order.iter().flat_map(|&n| g.node_outputs(n)).flatten().collect();
+    for &n in &order {
+        for (slot, v) in g.node_inputs(n).into_iter().enumerate() {
+            let Some(v) = v.filter(|v| matches!(g.value(*v).def, Def::Node)) else { continue };
+            let name = g.value(v).name.clone();
+            let value = values.get(&name).ok_or_else(|| format!("there is no value for {name}"))?;
+            let input = *given.entry(name.clone()).or_insert_with(|| {
+                let ty = ValueType::Tensor(TensorType::fixed(value.dtype(), value.shape()));
+                let input = g.add_value(format!("{name}{GIVEN}"), Some(ty), Def::Input);
+                inputs.push(input);
+                input
+            });
+            g.set_input(n, slot, Some(input));
+        }
+    }
+    g.set_inputs(inputs);
+    g.set_outputs(made);
+    Ok(cut)
+}
+
+/// Every value that nodes of the main graph make, as ONNX Runtime computes it without rewriting anything.
+fn all_values(model: &Model, sample: &Path) -> Result<BTreeMap<String, Tensor>, String> {
+    let mut model = model.clone();
+    let order = model.main().order().map_err(|e| format!("{e:#}"))?;
+    let g = model.main_mut();
+    let made: Vec<_> = order.iter().flat_map(|&n| g.node_outputs(n)).flatten().collect();
+    g.set_outputs(made);
+    let dir = tempfile::tempdir().unwrap();
+    let all = dir.path().join("all.onnx");
+    std::fs::write(&all, to_bytes(&model).map_err(|e| format!("{e:#}"))?).unwrap();
+    let theirs = ort_run_npz(&all, sample, Level::Disabled)?;
+    Ok(theirs.into_iter().map(|(name, a)| (name, from_array(&a))).collect())
 }
 
 fn models(zoo: &Path) -> Vec<(String, PathBuf)> {

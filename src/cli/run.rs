@@ -36,9 +36,10 @@ pub(super) struct Args {
     /// How --output stores a sample: NNNN.npz, or a folder test_data_set_N with output_M.pb
     #[arg(long, value_enum, default_value_t = Format::Npz)]
     format: Format,
-    /// Compare with outputs stored in this folder: by --output, or output_M.pb of test_data_set_N folders
-    #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = false, default_missing_value = "")]
-    compare: Option<PathBuf>,
+    /// Compare with outputs stored in this folder, by --output or as output_M.pb of test_data_set_N folders; without
+    /// a folder, with those beside the data
+    #[arg(long, value_name = "DIR")]
+    compare: Option<Option<PathBuf>>,
     /// Largest difference, relative to the larger of the expected value and the output's mean magnitude, that passes
     #[arg(long, value_name = "R", default_value_t = 1e-3)]
     tolerance: f64,
@@ -60,8 +61,8 @@ type Outputs = Vec<Option<Item>>;
 
 pub(super) fn run(args: &Args, session: &mut Session) -> Result<ExitCode> {
     let model = session.read(&args.model)?;
-    let samples = session.data(&args.data, &model, &args.input_shape)?;
-    session.flush();
+    // Nothing is calibrated: few samples, or random ones, are as good as any.
+    let samples = session.data_for_shapes(&args.data, &model, &args.input_shape)?;
     let program = Program::compile(&model, &CompileOptions::default())
         .with_context(|| format!("cannot run '{}'", args.model.display()))?;
     let n = args.samples.map_or(samples.len(), |n| n.min(samples.len()));
@@ -69,7 +70,7 @@ pub(super) fn run(args: &Args, session: &mut Session) -> Result<ExitCode> {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make folder '{}'", folder.display()))?;
     }
     let references = match &args.compare {
-        Some(folder) => Some(references(args, folder, n, program.outputs())?),
+        Some(folder) => Some(references(args, folder.as_deref(), n, program.outputs())?),
         None => None,
     };
     let bar = session.progress();
@@ -99,7 +100,7 @@ pub(super) fn run(args: &Args, session: &mut Session) -> Result<ExitCode> {
     };
     let lines: Vec<Line> = (0..n).into_par_iter().map(one).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
     drop(bar);
-    samples.report(&mut session.sink);
+    samples.report_reading(&mut session.sink);
     session.flush();
     let n_bad = lines.iter().filter(|l| l.is_close == Some(false)).count();
     if session.json {
@@ -227,21 +228,17 @@ enum Reference {
 }
 
 /// The references of the first `n` samples: `NNNN.npz` files, or `test_data_set_N` folders in natural order.
-fn references(args: &Args, folder: &Path, n: usize, outputs: &[String]) -> Result<Vec<Reference>> {
-    let folder = if folder.as_os_str().is_empty() {
-        ensure!(args.data.len() == 1, "--compare needs a folder when there are several --data");
-        &args.data[0]
-    } else {
-        folder
-    };
+fn references(args: &Args, folder: Option<&Path>, n: usize, outputs: &[String]) -> Result<Vec<Reference>> {
+    ensure!(folder.is_some() || args.data.len() == 1, "--compare needs a folder when there are several --data");
+    let folder = folder.unwrap_or(&args.data[0]);
     ensure!(!outputs.is_empty(), "the model has no outputs to compare");
     let npz = |i: usize| folder.join(format!("{i:04}.npz"));
     if npz(0).is_file() {
         return Ok((0..n).map(|i| Reference::Npz(npz(i))).collect());
     }
-    let sets = crate::calibrate::dataset::test_data_sets(folder)?;
+    let sets = crate::calibrate::dataset::stored_outputs(folder)?;
     ensure!(
-        sets.len() >= n && sets.iter().take(n).all(|s| s.join("output_0.pb").is_file()),
+        sets.len() >= n,
         "'{}' holds no outputs for {n} samples: neither 0000.npz nor test_data_set_N with output_M.pb",
         folder.display()
     );

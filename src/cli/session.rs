@@ -127,7 +127,7 @@ impl Session {
         open(paths, &Request { specs, shapes, image, seed: 0 }, &mut self.sink)
     }
 
-    /// Opens data that only shapes are taken from: that it is random or short does not matter.
+    /// Opens data that no ranges are taken from: that it is random or short does not matter.
     pub(super) fn data_for_shapes(&mut self, paths: &[PathBuf], model: &Model, shapes: &[String]) -> Result<Samples> {
         let kept = std::mem::take(&mut self.sink);
         let samples = self.data(paths, model, shapes);

@@ -161,6 +161,16 @@ impl Model {
         g
     }
 
+    /// Whether a graph is a body, or lies inside it.
+    #[must_use]
+    pub fn is_inside(&self, graph: GraphId, body: GraphId) -> bool {
+        let mut at = Some(graph);
+        while let Some(g) = at.filter(|&g| g != body) {
+            at = self.graph(g).owner().map(|o| o.graph);
+        }
+        at.is_some()
+    }
+
     /// Whether a graph is a function's body or lies inside one.
     #[must_use]
     pub fn is_in_function(&self, graph: GraphId) -> bool {

@@ -113,6 +113,47 @@ impl Sum {
     }
 }
 
+impl Sum {
+    /// Sums, products and quotients of sizes grow with each of them, so the bound is the value where all are 0.
+    fn lower_bound(&self) -> Option<i64> {
+        let mut total = 0i64;
+        for (product, &c) in &self.0 {
+            let mut n = c;
+            for atom in product {
+                let low = match atom {
+                    Atom::Name(_) => 0,
+                    Atom::Floor(x, y) => match y.as_constant() {
+                        Some(y @ 1..) => floor_div_i64(x.lower_bound()?, y),
+                        _ => return None,
+                    },
+                };
+                // A negative factor turns the order around.
+                n = if low >= 0 && c > 0 { n.checked_mul(low)? } else { return None };
+            }
+            total = total.checked_add(n)?;
+        }
+        Some(total)
+    }
+
+    fn evaluate(&self, sizes: &dyn Fn(&str) -> Option<i64>) -> Option<i64> {
+        let mut total = 0i64;
+        for (product, &c) in &self.0 {
+            let mut n = c;
+            for atom in product {
+                n = n.checked_mul(match atom {
+                    Atom::Name(name) => sizes(name)?,
+                    Atom::Floor(x, y) => match (x.evaluate(sizes)?, y.evaluate(sizes)?) {
+                        (_, 0) => return None,
+                        (x, y) => floor_div_i64(x, y),
+                    },
+                })?;
+            }
+            total = total.checked_add(n)?;
+        }
+        Some(total)
+    }
+}
+
 fn floor_div_i64(a: i64, b: i64) -> i64 {
     let q = a.wrapping_div(b);
     if a.wrapping_rem(b) != 0 && (a < 0) != (b < 0) { q - 1 } else { q }
@@ -356,6 +397,18 @@ pub fn is_same(a: &Dim, b: &Dim) -> bool {
     }
 }
 
+/// The smallest value that an expression over sizes can have, as far as that is easily seen.
+#[must_use]
+pub fn lower_bound(d: &Dim) -> Option<i64> {
+    sum_of(d)?.lower_bound()
+}
+
+/// The value of an expression where the names have these sizes; `None` where one has none.
+#[must_use]
+pub fn evaluate(d: &Dim, sizes: &dyn Fn(&str) -> Option<i64>) -> Option<i64> {
+    sum_of(d)?.evaluate(sizes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -396,6 +449,24 @@ mod tests {
         assert_eq!(floor_div(&s("H // 2"), &two), s("floor(H/4)"));
         assert_eq!(floor_div(&Dim::Known(7), &two), Dim::Known(3));
         assert_eq!(floor_div(&s("H"), &Dim::Known(0)), Dim::Unknown);
+    }
+
+    #[test]
+    fn expressions_have_bounds_and_values() {
+        assert_eq!(lower_bound(&s("2*N + 1")), Some(1));
+        assert_eq!(lower_bound(&s("N - 1")), Some(-1));
+        assert_eq!(lower_bound(&s("floor((H - 1)/2) + 1")), Some(0));
+        assert_eq!(lower_bound(&s("M - N")), None);
+        assert_eq!(lower_bound(&s("floor(H/W)")), None);
+        assert_eq!(lower_bound(&Dim::Unknown), None);
+        let sizes = |name: &str| match name {
+            "H" => Some(8),
+            "W" => Some(3),
+            _ => None,
+        };
+        assert_eq!(evaluate(&s("floor((H - 1)/2) + 2*W"), &sizes), Some(9));
+        assert_eq!(evaluate(&s("H*W - N"), &sizes), None);
+        assert_eq!(evaluate(&Dim::Known(7), &sizes), Some(7));
     }
 
     #[test]

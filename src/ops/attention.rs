@@ -3,16 +3,17 @@
 //! Spec: <https://onnx.ai/onnx/operators/onnx__Attention.html> (opsets 23, 24, 25), and `com.microsoft` (whose operator
 //! of this name projects its input first). Inputs: Q, K, V `[B, H, S, D]` or `[B, S, H * D]`, attn_mask?, past_key?,
 //! past_value?, nonpad_kv_seqlen? Outputs: Y as Q, present_key, present_value, qk_matmul_output.
-//! Deviation: computed in 32 bits whatever the type and `softmax_precision`.
+//! Computed in 32 bits, doubles in 64, whatever `softmax_precision` is.
 //! Quantized: no. Errors: shapes that do not fit; a cache without its other half.
 
-use super::attention_core::{Attend, Bias, Heads, Stage};
+use super::attention_core::{Attend, Bias, Heads, Real, Stage};
+use super::multi_head_attention::scale;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Result, anyhow, bail, ensure};
 use crate::ir::{Dim, sym};
 use crate::kernels::gemm::{Init, PackedB, gemm};
-use crate::tensor::Tensor;
 use crate::tensor::cast::cast;
+use crate::tensor::{DType, Tensor};
 
 pub(super) const WHY: QuantRule = QuantRule::Keep { why: "is attention, whose scores have no fixed scale" };
 
@@ -86,13 +87,17 @@ fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
 }
 
 fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
+    if call.input(0)?.dtype() == DType::F64 { attend::<f64>(call) } else { attend::<f32>(call) }
+}
+
+fn attend<T: Real>(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let (q_heads, kv_heads) =
         (heads(call.attrs.int("q_num_heads"), "q_num_heads")?, heads(call.attrs.int("kv_num_heads"), "kv_num_heads")?);
     let (dtype, k_type, v_type) = (call.input(0)?.dtype(), call.input(1)?.dtype(), call.input(2)?.dtype());
     let is_flat = call.input(0)?.rank() == 3;
-    let q = Heads::new(call.input(0)?, q_heads, "input 0")?;
-    let mut k = Heads::new(call.input(1)?, kv_heads, "input 1")?;
-    let mut v = Heads::new(call.input(2)?, kv_heads, "input 2")?;
+    let q = Heads::of(T::DTYPE, call.input(0)?, q_heads, "input 0")?;
+    let mut k = Heads::of(T::DTYPE, call.input(1)?, kv_heads, "input 1")?;
+    let mut v = Heads::of(T::DTYPE, call.input(2)?, kv_heads, "input 2")?;
     let mut past = 0;
     match (call.optional(4)?, call.optional(5)?) {
         (Some(pk), Some(pv)) => {
@@ -147,9 +152,10 @@ fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
         other => bail!("attribute \"qk_matmul_output_mode\" is {other}, expected 0 to 3"),
     };
     let attend = Attend {
-        scale: call.attrs.float("scale").unwrap_or(1.0 / (q.size() as f32).sqrt()),
+        scale: call.attrs.float("scale").map_or(T::inverse_root(q.size()), T::of),
         softcap: call.float("softcap", 0.0),
         biases: &biases,
+        sinks: None,
         visible: &visible,
         keep,
         threads: call.threads,
@@ -188,6 +194,7 @@ fn infer_projected(ctx: &mut InferCtx<'_>) -> Result<()> {
 fn eval_projected(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let x = call.input(0)?;
     let dtype = x.dtype();
+    ensure!(!call.flag("do_rotary", false), "attribute \"do_rotary\" is not supported");
     let &[batch, len, width] = x.shape() else { bail!("input 0 has rank {}, expected 3", x.rank()) };
     let n = heads(call.attrs.int("num_heads"), "num_heads")?
         .ok_or_else(|| anyhow!("attribute \"num_heads\" is missing"))?;
@@ -216,6 +223,10 @@ fn eval_projected(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let q = part(0, sizes[0])?;
     let (mut k, mut v) = (part(sizes[0], sizes[1])?, part(sizes[0] + sizes[1], sizes[2])?);
     let mut past = 0;
+    ensure!(
+        !call.flag("past_present_share_buffer", false),
+        "attribute \"past_present_share_buffer\" is not supported"
+    );
     if let Some(p) = call.optional(4)? {
         let &[2, b, h, s, d] = p.shape() else {
             bail!("input 4 has shape {:?}, expected [2, batch, heads, length, size]", p.shape())
@@ -236,8 +247,15 @@ fn eval_projected(call: &mut Call<'_>) -> Result<Vec<Item>> {
     }
     let causal = call.flag("unidirectional", false);
     let visible = |_: usize, query: usize| 0..if causal { past + query + 1 } else { usize::MAX };
-    let scale = call.attrs.float("scale").filter(|s| *s != 0.0).unwrap_or(1.0 / (q.size() as f32).sqrt());
-    let attend = Attend { scale, softcap: 0.0, biases: &biases, visible: &visible, keep: None, threads: call.threads };
+    let attend = Attend {
+        scale: scale(call, q.size()),
+        softcap: 0.0,
+        biases: &biases,
+        sinks: None,
+        visible: &visible,
+        keep: None,
+        threads: call.threads,
+    };
     let (y, _) = attend.run(&q, &k, &v)?;
     let mut out: Vec<Item> = cast(&y.merged()?, dtype, true)?.into();
     if call.n_outputs() > 1 {
@@ -251,13 +269,13 @@ fn eval_projected(call: &mut Call<'_>) -> Result<Vec<Item>> {
 
 /// The mask of ONNX Runtime's operators: lengths `[batch]`, or 0 where masked: `[batch, keys]`,
 /// `[batch, queries, keys]`, `[batch, 1, …, …]`.
-pub(super) fn padding_mask(mask: &Tensor, scores: [usize; 4], filter: f32, what: &str) -> Result<Bias> {
+pub(super) fn padding_mask(mask: &Tensor, scores: [usize; 4], filter: f32, what: &str) -> Result<Bias<f32>> {
     let [batch, _, queries, keys] = scores;
     let v = mask.to_i64s()?;
     let (shape, flags): (Vec<usize>, Vec<bool>) = match *mask.shape() {
-        [b] if b == batch || b == 2 * batch => {
-            // Lengths, and behind them perhaps the starts.
-            let start = |i: usize| if b == batch { 0 } else { v[batch + i] };
+        [b] if b == batch || b == 2 * batch || b == 3 * batch + 2 => {
+            // Lengths, and behind them perhaps the starts; or sums of lengths, for kernels that leave out the padding.
+            let start = |i: usize| if b == 2 * batch { v[batch + i] } else { 0 };
             let flags = (0..batch).flat_map(|i| {
                 let (from, to) = (start(i), v[i]);
                 (0..keys as i64).map(move |k| k >= from && k < to)

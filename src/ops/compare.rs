@@ -44,12 +44,12 @@ fn infer_equal(ctx: &mut InferCtx<'_>) -> Result<()> {
 }
 
 fn equal_dims(a: &Dim, b: &Dim) -> Dim {
-    // A name stands for a size, which a negative number never equals.
-    let is_name = |d: &Dim| matches!(d, Dim::Symbol(s) if s.chars().all(|c| c.is_alphanumeric() || c == '_'));
+    // Names stand for sizes, so an expression may be known to be larger than a number, as a size is than -1.
+    let is_above = |d: &Dim, n: i64| sym::lower_bound(d).is_some_and(|low| low > n);
     match (sym::constant(a), sym::constant(b)) {
         (Some(x), Some(y)) => Dim::Known(usize::from(x == y)),
-        (Some(..0), None) if is_name(b) => Dim::Known(0),
-        (None, Some(..0)) if is_name(a) => Dim::Known(0),
+        (Some(n), None) if is_above(b, n) => Dim::Known(0),
+        (None, Some(n)) if is_above(a, n) => Dim::Known(0),
         _ if sym::is_same(a, b) => Dim::Known(1),
         _ => Dim::Unknown,
     }

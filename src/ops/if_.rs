@@ -48,12 +48,29 @@ pub(super) fn either(a: Option<ValueType>, b: Option<ValueType>) -> Option<Value
     })
 }
 
+/// Whether the condition holds, where that is known: it often asks for a size.
+fn taken(ctx: &InferCtx<'_>) -> Option<bool> {
+    if let Some(c) = ctx.constant(0) {
+        return Some(c.to_i64s().ok()?.first()? != &0);
+    }
+    match ctx.values(0)?.as_slice() {
+        [Dim::Known(n)] => Some(*n != 0),
+        _ => None,
+    }
+}
+
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let (then, other) = (body(ctx.attrs, "then_branch")?, body(ctx.attrs, "else_branch")?);
     let then = ctx.bodies.infer(then, &[])?;
     let other = ctx.bodies.infer(other, &[])?;
+    let taken = taken(ctx);
     for (i, (a, b)) in then.into_iter().zip(other).enumerate() {
-        if let Some(t) = either(a, b) {
+        let ty = match taken {
+            Some(true) => a,
+            Some(false) => b,
+            None => either(a, b),
+        };
+        if let Some(t) = ty {
             ctx.set(i, t);
         }
     }

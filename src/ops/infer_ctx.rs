@@ -11,6 +11,12 @@ pub trait InferBodies {
     /// # Errors
     /// Inference inside finds a contradiction.
     fn infer(&mut self, body: GraphId, inputs: &[Option<ValueType>]) -> Result<Vec<Option<ValueType>>>;
+
+    /// As [`Self::infer`], and leaves the body as it was.
+    ///
+    /// # Errors
+    /// As there.
+    fn try_infer(&mut self, body: GraphId, inputs: &[Option<ValueType>]) -> Result<Vec<Option<ValueType>>>;
 }
 
 /// One inference of an operator. Inputs that are not known are `None`; an operator sets what it can.
@@ -170,7 +176,7 @@ pub(crate) fn broadcast_dims(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>> {
                 (Dim::Known(1), d) | (d, Dim::Known(1)) => d,
                 // A fixed size other than 1 decides, whatever the other is called.
                 (Dim::Known(n), _) | (_, Dim::Known(n)) => Dim::Known(n),
-                (Dim::Symbol(x), Dim::Symbol(y)) if x == y => Dim::Symbol(x),
+                (x, y) if sym::is_same(&x, &y) => x,
                 _ => Dim::Unknown,
             })
         })

@@ -9,9 +9,9 @@
 
 use super::concat::concat;
 use super::if_::{body, condition, either};
-use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
+use super::{Arity, Call, InferBodies, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Context, Result, ensure};
-use crate::ir::{Dim, TensorType, ValueType};
+use crate::ir::{Dim, GraphId, TensorType, ValueType, sym};
 use crate::tensor::{DType, Tensor};
 
 pub(super) const OPS: &[OpDef] = &[OpDef {
@@ -26,6 +26,9 @@ pub(super) const OPS: &[OpDef] = &[OpDef {
     quant: QuantRule::Keep { why: "control flow: its body is quantized by itself" },
 }];
 
+/// Attempts to find what every iteration leaves as it is; each one gives up at least one size.
+const MAX_ROUNDS: usize = 8;
+
 /// A type without its shape: what is carried may grow from one iteration to the next.
 fn without_shape(t: &ValueType) -> ValueType {
     match t {
@@ -36,12 +39,51 @@ fn without_shape(t: &ValueType) -> ValueType {
     }
 }
 
+/// Types of a body's inputs that hold in every iteration, from those of the first: what an iteration changes is left
+/// open, until nothing changes any more.
+fn invariant(
+    bodies: &mut dyn InferBodies,
+    graph: GraphId,
+    mut inputs: Vec<Option<ValueType>>,
+) -> Result<Vec<Option<ValueType>>> {
+    for _ in 0..MAX_ROUNDS {
+        let outputs = bodies.try_infer(graph, &inputs)?;
+        let carried = inputs.iter().skip(2).zip(outputs.iter().skip(1)).map(|(input, output)| widened(input, output));
+        let next: Vec<_> = inputs[..2].iter().cloned().chain(carried).collect();
+        if next == inputs {
+            return Ok(inputs);
+        }
+        inputs = next;
+    }
+    let rest = inputs.split_off(2);
+    Ok(inputs.into_iter().chain(rest.iter().map(|t| t.as_ref().map(without_shape))).collect())
+}
+
+/// The type of a carried value without the sizes that an iteration changes.
+fn widened(input: &Option<ValueType>, output: &Option<ValueType>) -> Option<ValueType> {
+    match (input, output) {
+        (Some(ValueType::Tensor(t)), Some(ValueType::Tensor(o))) => {
+            let shape = match (&t.shape, &o.shape) {
+                (Some(x), Some(y)) if x.len() == y.len() => {
+                    let kept = |(x, y): (&Dim, &Dim)| if sym::is_same(x, y) { x.clone() } else { Dim::Unknown };
+                    Some(x.iter().zip(y).map(kept).collect())
+                }
+                _ => None,
+            };
+            Some(ValueType::Tensor(TensorType { dtype: t.dtype, shape }))
+        }
+        (input, output) if input == output => input.clone(),
+        (input, _) => input.as_ref().map(without_shape),
+    }
+}
+
 fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let graph = body(ctx.attrs, "body")?;
     let scalar = |dtype| Some(ValueType::tensor(dtype, vec![]));
     let mut inputs = vec![scalar(DType::I64), scalar(DType::Bool)];
     let n_carried = ctx.inputs.len().saturating_sub(2);
-    inputs.extend((0..n_carried).map(|i| ctx.ty(i + 2).map(without_shape)));
+    inputs.extend((0..n_carried).map(|i| ctx.ty(i + 2).cloned()));
+    let inputs = invariant(ctx.bodies, graph, inputs)?;
     let outputs = ctx.bodies.infer(graph, &inputs)?;
     for (i, ty) in outputs.into_iter().skip(1).enumerate() {
         if i < n_carried {

@@ -89,7 +89,8 @@ fn binarize(call: &mut Call<'_>) -> Result<Vec<Item>> {
 }
 
 fn infer_vectorize(ctx: &mut InferCtx<'_>) -> Result<()> {
-    let columns = ctx.attrs.ints("inputdimensions").map(|v| v.iter().sum::<i64>());
+    let sum = |v: &[i64]| v.iter().try_fold(0i64, |sum, &n| sum.checked_add(n));
+    let columns = ctx.attrs.ints("inputdimensions").and_then(sum);
     let n = rows(ctx.shape(0));
     ctx.set_tensor(0, Some(DType::F32), Some(vec![n, columns.map_or(Dim::Unknown, |c| sym::as_size(&sym::of_int(c)))]));
     Ok(())

@@ -67,6 +67,11 @@ fn sums(call: &Call<'_>, targets: Option<usize>) -> Result<Vec<Vec<f64>>> {
         "attribute \"intercepts\" has {} entries, expected {targets}",
         intercepts.len()
     );
+    // Without features the coefficients do not say how many targets there are, and nothing else bounds the attribute.
+    ensure!(
+        f > 0 || targets <= intercepts.len().max(1),
+        "attribute \"targets\" is {targets}, but there are neither features nor intercepts"
+    );
     let dot = |row: &[f64], t: usize| -> f64 {
         let sum: f64 = row.iter().zip(&w[t * f..(t + 1) * f]).map(|(x, &w)| x * f64::from(w)).sum();
         sum + f64::from(intercepts.get(t).copied().unwrap_or(0.0))

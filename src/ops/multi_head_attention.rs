@@ -3,12 +3,16 @@
 //! Spec: ONNX Runtime's ContribOperators.md (`com.microsoft`, version 1)
 //! `MultiHeadAttention`: query `[B, S, N * H]` (or queries, keys and values packed `[B, S, N, 3, H]`), key
 //! `[B, L, N * H]` (`[B, L, N, 2, H]` with the values, `[B, N, L, H]`), value, bias?, key_padding_mask?,
-//! attention_bias?, past_key?, past_value?; `GroupQueryAttention`: query, key, value, past_key?, past_value?,
-//! seqlens_k, total_sequence_length, cos_cache?, sin_cache?. Outputs: `[B, S, N * H]`, present_key, present_value.
-//! Computed in 32 bits. Quantized: no. Errors: shapes that do not fit; inputs that are not implemented.
+//! attention_bias?, past_key?, past_value?, past_sequence_length?, cache_indirection?; `GroupQueryAttention`: query,
+//! key, value, past_key?, past_value?, seqlens_k, total_sequence_length, cos_cache?, sin_cache?, position_ids?,
+//! attention_bias?, head_sink?, k_scale?, v_scale?, q_norm_weight?, k_norm_weight?, query_seqlens?.
+//! Outputs: `[B, S, N * H]`, present_key, present_value, scores `[B, N, S, L]`.
+//! Computed in 32 bits. Quantized: no.
+//! Errors: shapes that do not fit; a quantized, windowed or ragged cache of `GroupQueryAttention`, which only kernels
+//! for graphics processors take.
 
 use super::attention::{WHY, heads, padding_mask};
-use super::attention_core::{Attend, Bias, Heads};
+use super::attention_core::{Attend, Bias, Heads, Real, Stage};
 use super::rotary_embedding::{Layout, Rotation};
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain};
 use crate::error::{Result, anyhow, bail, ensure};
@@ -29,7 +33,7 @@ const MULTI: OpDef = OpDef {
 };
 
 pub(super) const OPS: &[OpDef] = &[
-    OpDef { name: "GroupQueryAttention", inputs: Arity::range(1, 14), infer: infer_group, eval: eval_group, ..MULTI },
+    OpDef { name: "GroupQueryAttention", inputs: Arity::range(1, 17), outputs: Arity::range(1, 4), infer: infer_group, eval: eval_group, ..MULTI },
     MULTI,
 ];
 
@@ -48,7 +52,7 @@ fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
         _ => None,
     };
     ctx.set_tensor(0, dtype, shape);
-    for slot in [1, 2] {
+    for slot in 1..4 {
         ctx.set_tensor(slot, dtype, Some(vec![Dim::Unknown; 4]));
     }
     Ok(())
@@ -87,10 +91,6 @@ fn biased(x: &Tensor, bias: Option<&[f32]>, from: usize, what: &str) -> Result<T
 
 fn eval_multi(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let n = required_heads(call.attrs.int("num_heads"), "num_heads")?;
-    ensure!(
-        call.optional(8)?.is_none() && call.optional(9)?.is_none(),
-        "a shared cache (input 8 or 9) is not supported"
-    );
     let query = call.input(0)?;
     let dtype = query.dtype();
     let bias = call.optional(3)?.map(Tensor::to_f32s).transpose()?;
@@ -116,9 +116,21 @@ fn eval_multi(call: &mut Call<'_>) -> Result<Vec<Item>> {
         }
     };
     let mut past = 0;
-    if let (Some(pk), Some(pv)) = (call.optional(6)?, call.optional(7)?) {
-        past = pk.shape().get(2).copied().unwrap_or(0);
-        (k, v) = (k.behind(pk, "input 6")?, v.behind(pv, "input 7")?);
+    // A shared buffer has room behind the keys that are there, and is passed on as a whole.
+    let mut buffers = None;
+    match (call.optional(6)?, call.optional(7)?, call.optional(8)?) {
+        (Some(pk), Some(pv), Some(n)) => {
+            past = usize::try_from(n.to_i64()?).map_err(|_| anyhow!("input 8 is negative"))?;
+            let (pk, pv) = (written(pk, &k, past, "input 6")?, written(pv, &v, past, "input 7")?);
+            let beams = call.optional(9)?.map(|c| Beams::new(c, q.batch())).transpose()?;
+            (k, v) = (filled(&pk, past + k.len(), past, beams.as_ref())?, filled(&pv, past + v.len(), past, beams.as_ref())?);
+            buffers = Some((pk, pv));
+        }
+        (Some(pk), Some(pv), None) => {
+            past = pk.shape().get(2).copied().unwrap_or(0);
+            (k, v) = (k.behind(pk, "input 6")?, v.behind(pv, "input 7")?);
+        }
+        _ => {}
     }
     let scores = [q.batch(), n, q.len(), k.len()];
     let filter = call.float("mask_filter_value", -10_000.0);
@@ -131,19 +143,103 @@ fn eval_multi(call: &mut Call<'_>) -> Result<Vec<Item>> {
     }
     let causal = call.flag("unidirectional", false);
     let visible = |_: usize, query: usize| 0..if causal { past + query + 1 } else { usize::MAX };
-    let scale = call.attrs.float("scale").filter(|s| *s != 0.0).unwrap_or(1.0 / (q.size() as f32).sqrt());
-    let attend = Attend { scale, softcap: 0.0, biases: &biases, visible: &visible, keep: None, threads: call.threads };
-    let (y, _) = attend.run(&q, &k, &v)?;
-    ensure!(!call.wants(3), "output 3 (qk) is not supported");
-    outputs(call, y, k, v, dtype)
+    let attend = Attend {
+        scale: scale(call, q.size()),
+        softcap: 0.0,
+        biases: &biases,
+        sinks: None,
+        visible: &visible,
+        keep: call.wants(3).then_some(Stage::Masked),
+        threads: call.threads,
+    };
+    let (y, kept) = attend.run(&q, &k, &v)?;
+    let (k, v) = buffers.unwrap_or((k, v));
+    outputs(call, y, k, v, kept, dtype)
 }
 
-fn outputs(call: &Call<'_>, y: Heads, k: Heads, v: Heads, dtype: DType) -> Result<Vec<Item>> {
+/// The factor of the scores: an attribute of 0 is none.
+pub(super) fn scale(call: &Call<'_>, size: usize) -> f32 {
+    call.attrs.float("scale").filter(|s| *s != 0.0).unwrap_or(f32::inverse_root(size))
+}
+
+fn outputs(call: &Call<'_>, y: Heads, k: Heads, v: Heads, kept: Option<Tensor>, dtype: DType) -> Result<Vec<Item>> {
     let mut out: Vec<Item> = cast(&y.merged()?, dtype, true)?.into();
     out.push(cast(&k.data, dtype, true)?.into());
     out.push(cast(&v.data, dtype, true)?.into());
+    if let Some(kept) = kept {
+        out.push(cast(&kept, dtype, true)?.into());
+    }
     out.truncate(call.n_outputs());
     Ok(out)
+}
+
+/// A buffer `[B, N, room, H]` with new rows from position `at` on.
+fn written(buffer: &Tensor, new: &Heads, at: usize, what: &str) -> Result<Heads> {
+    let (size, len) = (new.size(), new.len());
+    let room = buffer.shape().get(2).copied().unwrap_or(0);
+    let expected = [new.batch(), new.heads(), room, size];
+    ensure!(buffer.shape() == expected, "{what} has shape {:?}, expected {expected:?}", buffer.shape());
+    ensure!(
+        at.checked_add(len).is_some_and(|end| end <= room),
+        "{what} has room for {room} positions, which leaves none for {len} from {at} on"
+    );
+    let mut data = cast(buffer, DType::F32, true)?;
+    let fresh = new.data.slice::<f32>()?;
+    if len * size > 0 {
+        let heads = data.slice_mut::<f32>()?.chunks_exact_mut(room * size);
+        for (to, from) in heads.zip(fresh.chunks_exact(len * size)) {
+            to[at * size..(at + len) * size].copy_from_slice(from);
+        }
+    }
+    Ok(Heads { data })
+}
+
+/// For a sample and a position of its past, the sample that the rows come from: beams share their past.
+struct Beams {
+    sources: Vec<i64>,
+    width: usize,
+    room: usize,
+}
+
+impl Beams {
+    fn new(indirection: &Tensor, batch: usize) -> Result<Self> {
+        let &[samples, width, room] = indirection.shape() else {
+            bail!("input 9 has rank {}, expected 3", indirection.rank())
+        };
+        ensure!(
+            samples.checked_mul(width) == Some(batch),
+            "input 9 has shape {:?}, which does not fit a batch of {batch}",
+            indirection.shape()
+        );
+        Ok(Beams { sources: indirection.to_i64s()?, width, room })
+    }
+
+    fn source(&self, sample: usize, position: usize) -> Result<usize> {
+        let beam = (position < self.room).then(|| self.sources[sample * self.room + position]);
+        let beam = beam.and_then(|b| usize::try_from(b).ok()).filter(|b| *b < self.width);
+        let beam = beam.ok_or_else(|| anyhow!("input 9 names no beam for position {position} of sample {sample}"))?;
+        Ok(sample / self.width * self.width + beam)
+    }
+}
+
+/// The first `total` positions of a buffer; those of the past from where the beams say.
+fn filled(buffer: &Heads, total: usize, past: usize, beams: Option<&Beams>) -> Result<Heads> {
+    let (batch, heads, room, size) = (buffer.batch(), buffer.heads(), buffer.len(), buffer.size());
+    let v = buffer.data.slice::<f32>()?;
+    let mut out = Vec::with_capacity(batch * heads * total * size);
+    for b in 0..batch {
+        for h in 0..heads {
+            for position in 0..total {
+                let from = match beams {
+                    Some(beams) if position < past => beams.source(b, position)?,
+                    _ => b,
+                };
+                let at = ((from * heads + h) * room + position) * size;
+                out.extend_from_slice(&v[at..at + size]);
+            }
+        }
+    }
+    Ok(Heads { data: Tensor::new(&[batch, heads, total, size], out)? })
 }
 
 fn infer_group(ctx: &mut InferCtx<'_>) -> Result<()> {
@@ -163,17 +259,17 @@ fn infer_group(ctx: &mut InferCtx<'_>) -> Result<()> {
     for slot in [1, 2] {
         ctx.set_tensor(slot, dtype, Some(vec![Dim::Unknown, Dim::Known(kv), Dim::Unknown, Dim::Unknown]));
     }
+    ctx.set_tensor(3, dtype, Some(vec![Dim::Unknown, Dim::Known(n), Dim::Unknown, Dim::Unknown]));
     Ok(())
 }
 
 fn eval_group(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let n = required_heads(call.attrs.int("num_heads"), "num_heads")?;
     let kv = required_heads(call.attrs.int("kv_num_heads"), "kv_num_heads")?;
-    for (slot, what) in [(11, "a head sink"), (12, "scales of a quantized cache"), (13, "scales of a quantized cache")]
-    {
+    for (slot, what) in [(12, "a quantized cache"), (13, "a quantized cache"), (16, "a ragged batch")] {
         ensure!(call.optional(slot)?.is_none(), "{what} (input {slot}) is not supported");
     }
-    ensure!(call.int("smooth_softmax", 0) <= 0, "attribute \"smooth_softmax\" is not supported");
+    ensure!(!call.flag("sliding_window_cache", false), "attribute \"sliding_window_cache\" is not supported");
     let query = call.input(0)?;
     let dtype = query.dtype();
     let (q, k, v) = match (call.optional(1)?, call.optional(2)?) {
@@ -193,6 +289,7 @@ fn eval_group(call: &mut Call<'_>) -> Result<Vec<Item>> {
     // Where the first new key goes.
     let start = |b: usize| if is_prompt { 0 } else { totals[b].saturating_sub(len) };
     let (mut q, mut k) = (q, k);
+    normalized(call, [&mut q, &mut k])?;
     if call.flag("do_rotary", false) {
         let (cos, sin) = (call.input(7)?, call.input(8)?);
         let half = cos.shape().last().copied().unwrap_or(0);
@@ -221,21 +318,79 @@ fn eval_group(call: &mut Call<'_>) -> Result<Vec<Item>> {
         biases.push(Bias::new(b, scores, f32::NEG_INFINITY, "input 10")?);
     }
     let window = call.int("local_window_size", -1);
+    let causal = call.flag("causal", true);
     let visible = |b: usize, query: usize| {
+        if !causal {
+            return 0..totals[b];
+        }
         let at = start(b) + query;
         let from = if window > 0 { (at + 1).saturating_sub(window as usize) } else { 0 };
         from..at + 1
     };
+    let keep = match call.int("qk_output", 0) {
+        _ if !call.wants(3) => None,
+        1 => Some(Stage::Masked),
+        2 => Some(Stage::Softmax),
+        other => bail!("attribute \"qk_output\" is {other}, expected 1 or 2 where output 3 is wanted"),
+    };
+    let sinks = sinks(call, n)?;
     let attend = Attend {
-        scale: call.attrs.float("scale").filter(|s| *s != 0.0).unwrap_or(1.0 / (size as f32).sqrt()),
+        scale: scale(call, size),
         softcap: call.float("softcap", 0.0),
         biases: &biases,
+        sinks: sinks.as_deref(),
         visible: &visible,
-        keep: None,
+        keep,
         threads: call.threads,
     };
-    let (y, _) = attend.run(&q, &k, &v)?;
-    outputs(call, y, k, v, dtype)
+    let (y, kept) = attend.run(&q, &k, &v)?;
+    let kept = kept.map(|s| seen(s, total, &visible)).transpose()?;
+    outputs(call, y, k, v, kept, dtype)
+}
+
+/// A score for each head that takes its share of the softmax: given, or 0 for a smooth softmax.
+fn sinks(call: &Call<'_>, heads: usize) -> Result<Option<Vec<f32>>> {
+    match call.optional(11)? {
+        Some(s) => {
+            ensure!(s.len() == heads, "input 11 has {} elements, expected one for each of {heads} heads", s.len());
+            Ok(Some(s.to_f32s()?.into_owned()))
+        }
+        None => Ok((call.int("smooth_softmax", 0) == 1).then(|| vec![0.0; heads])),
+    }
+}
+
+/// Queries and keys with each head divided by its root mean square, where there are weights for it.
+fn normalized(call: &Call<'_>, parts: [&mut Heads; 2]) -> Result<()> {
+    let both = call.float("qk_norm_epsilon", 1e-6);
+    for (i, x) in parts.into_iter().enumerate() {
+        let Some(w) = call.optional(14 + i)? else { continue };
+        let size = x.size();
+        ensure!(w.shape() == [size], "input {} has shape {:?}, expected [{size}]", 14 + i, w.shape());
+        let epsilon = call.float(["q_norm_epsilon", "k_norm_epsilon"][i], both);
+        let w = w.to_f32s()?;
+        for head in x.data.slice_mut::<f32>()?.chunks_exact_mut(size.max(1)) {
+            let square = head.iter().map(|x| x * x).sum::<f32>() / size as f32;
+            let r = 1.0 / (square + epsilon).sqrt();
+            head.iter_mut().zip(w.iter()).for_each(|(x, w)| *x *= r * w);
+        }
+    }
+    Ok(())
+}
+
+/// The scores of the first `total` keys, 0 where a query does not see the key.
+fn seen(scores: Tensor, total: usize, visible: &dyn Fn(usize, usize) -> std::ops::Range<usize>) -> Result<Tensor> {
+    let &[batch, heads, queries, keys] = scores.shape() else { bail!("the scores have rank {}", scores.rank()) };
+    let v = scores.slice::<f32>()?;
+    let n = total.min(keys);
+    let mut out = vec![0.0f32; batch * heads * queries * n];
+    for (i, (to, from)) in out.chunks_exact_mut(n.max(1)).zip(v.chunks_exact(keys.max(1))).enumerate() {
+        let seen = visible(i / (heads * queries), i % queries);
+        let (first, end) = (seen.start.min(n), seen.end.min(n));
+        if first < end {
+            to[first..end].copy_from_slice(&from[first..end]);
+        }
+    }
+    Tensor::new(&[batch, heads, queries, n], out)
 }
 
 /// `[B, S, (N + 2 * KV) * H]` into queries, keys and values.
@@ -332,5 +487,54 @@ mod tests {
             .input(Tensor::vector(vec![1i32]))
             .input(Tensor::vector(vec![2i32]))
             .expect(&[t(&[1, 1, 2], &[2.0, 3.0]), t(&[1, 1, 2, 1], &[0.0, l]), t(&[1, 1, 2, 1], &[0.0, 4.0])]);
+    }
+
+    #[test]
+    fn sinks_take_their_share() {
+        // One head of size 1; scores 0 and ln 3, and a sink of 0 or ln 4.
+        let case = || {
+            Case::new("GroupQueryAttention", 1)
+                .domain("com.microsoft")
+                .attr("num_heads", 1i64)
+                .attr("kv_num_heads", 1i64)
+                .tolerance(1e-6)
+                .input(t(&[1, 2, 1], &[1.0, 1.0]))
+                .input(t(&[1, 2, 1], &[0.0, 3f32.ln()]))
+                .input(t(&[1, 2, 1], &[0.0, 4.0]))
+                .skip()
+                .skip()
+                .input(Tensor::vector(vec![1i32]))
+                .input(Tensor::vector(vec![2i32]))
+        };
+        case().attr("smooth_softmax", 1i64).expect(&[t(&[1, 2, 1], &[0.0, 12.0 / 5.0])]);
+        let sink = |x: f32| case().skip().skip().skip().skip().input(Tensor::vector(vec![x]));
+        sink(4f32.ln()).attr("causal", 0i64).expect(&[t(&[1, 2, 1], &[12.0 / 8.0, 12.0 / 8.0])]);
+        sink(0.0).input(Tensor::vector(vec![1f32])).fails("input 12");
+        case().attr("qk_output", 3i64).outputs(4).fails("\"qk_output\" is 3");
+    }
+
+    #[test]
+    fn shared_buffer() {
+        // Two beams with room for three positions, one of which is filled; each looks at the other's past.
+        let case = || {
+            Case::new("MultiHeadAttention", 1)
+                .domain("com.microsoft")
+                .attr("num_heads", 1i64)
+                .tolerance(1e-6)
+                .input(t(&[2, 1, 1], &[0.0, 0.0]))
+                .input(t(&[2, 1, 1], &[5.0, 6.0]))
+                .input(t(&[2, 1, 1], &[5.0, 6.0]))
+                .skip()
+                .skip()
+                .skip()
+                .input(t(&[2, 1, 3, 1], &[1.0, 0.0, 9.0, 2.0, 0.0, 9.0]))
+                .input(t(&[2, 1, 3, 1], &[1.0, 0.0, 9.0, 2.0, 0.0, 9.0]))
+        };
+        let past = || Tensor::vector(vec![1i32]);
+        let buffer = t(&[2, 1, 3, 1], &[1.0, 5.0, 9.0, 2.0, 6.0, 9.0]);
+        case().input(past()).outputs(3).expect(&[t(&[2, 1, 1], &[3.0, 4.0]), buffer.clone(), buffer]);
+        let swapped = Tensor::of(&[1, 2, 3], vec![1i32, 0, 0, 0, 0, 0]);
+        case().input(past()).input(swapped).expect(&[t(&[2, 1, 1], &[3.5, 3.5])]);
+        case().input(Tensor::vector(vec![3i32])).fails("leaves none for 1 from 3 on");
     }
 }

@@ -59,6 +59,7 @@ fn symbolic(n: &Dim, start: &Dim, end: &Dim, step: i64) -> Dim {
         return if all { n.clone() } else { Dim::Unknown };
     }
     const FAR: i64 = i32::MAX as i64;
+    let (from, to) = (sym::constant(start), sym::constant(end));
     let from_end = |d: &Dim| match sym::constant(d) {
         Some(c) if c < 0 => sym::add(n, d),
         Some(_) => d.clone(),
@@ -78,6 +79,10 @@ fn symbolic(n: &Dim, start: &Dim, end: &Dim, step: i64) -> Dim {
         _ => from_end(end),
     };
     let len = sym::sub(&end, &start);
+    // A fixed part of an open size may lie outside it; only that there is a last element is taken for granted.
+    if len.known().is_some_and(|n| n > 0) && (from.is_some() || to.is_some()) && from != Some(-1) {
+        return Dim::Unknown;
+    }
     sym::as_size(&sym::floor_div(&sym::add(&len, &sym::of_int(step - 1)), &sym::of_int(step)))
 }
 

@@ -33,6 +33,10 @@ impl InferBodies for NoBodies {
     fn infer(&mut self, _: GraphId, _: &[Option<ValueType>]) -> Result<Vec<Option<ValueType>>> {
         bail!("a table test has no bodies")
     }
+
+    fn try_infer(&mut self, _: GraphId, _: &[Option<ValueType>]) -> Result<Vec<Option<ValueType>>> {
+        bail!("a table test has no bodies")
+    }
 }
 
 impl Case {

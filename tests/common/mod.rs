@@ -17,6 +17,7 @@ pub mod ort;
 pub mod pb;
 pub mod python;
 pub mod rng;
+pub mod sizes;
 pub mod tensors;
 
 use std::path::{Path, PathBuf};

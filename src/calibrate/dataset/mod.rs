@@ -161,12 +161,12 @@ fn open_one(path: &Path, request: &Request, sink: &mut Sink) -> Result<Box<dyn D
     Err(anyhow!("data '{}' {found}", path.display())).help(|| format!("accepted are {}", accepted()))
 }
 
-/// The `test_data_set_N` folders at a path, in natural order; none when it holds no such thing.
+/// The `test_data_set_N` folders at a path that hold outputs, in natural order; none when it holds no such thing.
 ///
 /// # Errors
 /// The folder cannot be read.
-pub fn test_data_sets(path: &Path) -> Result<Vec<PathBuf>> {
-    test_data_set::folders(path)
+pub fn stored_outputs(path: &Path) -> Result<Vec<PathBuf>> {
+    test_data_set::folders(path, "output_0.pb")
 }
 
 /// What can be given as data, in one line.

@@ -55,8 +55,8 @@ impl Samples {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).digests.clone()
     }
 
-    /// Reports what looks wrong with the samples that were read: equal samples, inputs that never vary, conversions.
-    pub fn report(&self, sink: &mut Sink) {
+    /// Reports how the samples that were read became inputs: conversions, elements that were taken for a mask.
+    pub fn report_reading(&self, sink: &mut Sink) {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, from, to) in &seen.converted {
             sink.note("converted-input", Location::value(name), format!("data of type {from} was converted to {to}"));
@@ -64,6 +64,13 @@ impl Samples {
         for name in &seen.infinite {
             sink.note("infinite-input", Location::value(name), "data holds minus infinity, taken for a mask");
         }
+    }
+
+    /// [`Self::report_reading`], and what looks wrong with samples that ranges are taken from: equal samples, inputs
+    /// that never vary.
+    pub fn report(&self, sink: &mut Sink) {
+        self.report_reading(sink);
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let n = seen.digests.len();
         let distinct = seen.digests.values().collect::<BTreeSet<_>>().len();
         if n > 1 && distinct == 1 {

@@ -13,11 +13,12 @@ use crate::error::{Result, bail};
 pub(super) const SOURCE: Source = Source { accepts: "test_data_set_N folders with input_M.pb", open };
 
 /// The folders of one sample each, in natural order: the path itself or what is in it; none when it holds no such thing.
-pub(super) fn folders(path: &Path) -> Result<Vec<PathBuf>> {
-    let is_set = |p: &PathBuf| p.is_dir() && p.join("input_0.pb").is_file();
+/// Such a folder has the given file.
+pub(super) fn folders(path: &Path, file: &str) -> Result<Vec<PathBuf>> {
+    let is_set = |p: &PathBuf| p.is_dir() && p.join(file).is_file();
     if !path.is_dir() {
         Ok(Vec::new())
-    } else if path.join("input_0.pb").is_file() {
+    } else if path.join(file).is_file() {
         Ok(vec![path.to_owned()])
     } else {
         Ok(listing(path)?.into_iter().filter(is_set).collect())
@@ -25,7 +26,7 @@ pub(super) fn folders(path: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn open(path: &Path, request: &Request, _: &mut Sink) -> Result<Option<Box<dyn Dataset>>> {
-    let folders = folders(path)?;
+    let folders = folders(path, "input_0.pb")?;
     if folders.is_empty() {
         return Ok(None);
     }

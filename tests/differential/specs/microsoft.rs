@@ -113,15 +113,25 @@ fn attention(g: &mut Gen, op: &'static str, _: i64, _: Option<&Tensor>) -> Made 
     let (b, s, input, heads, size) = (g.positive(), g.positive(), g.positive(), g.positive(), g.positive());
     let hidden = heads * size;
     let x = g.tensor(DType::F32, &[b, s, input]);
-    let mut inputs = vec![Slot::X, float(g, &[input, 3 * hidden]), float(g, &[3 * hidden])];
-    let node_of = |inputs: Vec<Slot>| node(op, inputs).attr("num_heads", heads as i64);
-    // A mask of keys that are there: ones from the left, at least one.
-    if g.rng.chance(0.5) {
-        let lengths: Vec<i64> = g.ints(b, 1, s as i64);
-        let rows = lengths.iter().flat_map(|&n| (0..s as i64).map(move |i| i32::from(i < n)));
-        inputs.push(Slot::T(Tensor::of(&[b, s], rows.collect::<Vec<i32>>())));
+    let past = if g.rng.chance(0.3) { g.positive() } else { 0 };
+    // ONNX Runtime keeps keys and values in one tensor, so only without a cache may their sizes differ.
+    let v_size = if past == 0 { g.positive() } else { size };
+    let columns = 2 * hidden + heads * v_size;
+    let mut inputs = vec![Slot::X, float(g, &[input, columns]), float(g, &[columns])];
+    inputs.push(if g.rng.chance(0.5) { mask(g, b, s, s + past) } else { Slot::Empty });
+    inputs.push(if past > 0 { float(g, &[2, b, heads, past, size]) } else { Slot::Empty });
+    // ONNX Runtime does not take both a cache and a bias.
+    if past == 0 && g.rng.chance(0.3) {
+        let first = if g.rng.chance(0.5) { b } else { 1 };
+        inputs.push(float(g, &[first, heads, s, s]));
     }
-    let mut node = node_of(inputs);
+    let mut node = node(op, inputs).attr("num_heads", heads as i64);
+    if v_size != size {
+        node = node.attr("qkv_hidden_sizes", vec![hidden as i64, hidden as i64, (heads * v_size) as i64]);
+    }
+    if past > 0 {
+        node = node.outputs(2);
+    }
     if g.rng.chance(0.3) {
         node = node.attr("unidirectional", 1i64);
     }
@@ -131,7 +141,49 @@ fn attention(g: &mut Gen, op: &'static str, _: i64, _: Option<&Tensor>) -> Made 
     Some((Some(x), node))
 }
 
+/// A mask in one of the forms that ONNX Runtime takes: at least one key is there.
+fn mask(g: &mut Gen, b: usize, queries: usize, keys: usize) -> Slot {
+    let lengths: Vec<i32> = g.ints(b, 1, keys as i64).into_iter().map(|n| n as i32).collect();
+    let rows = |n: i32| (0..keys as i32).map(move |i| i32::from(i < n));
+    Slot::T(match g.rng.below(4) {
+        0 => Tensor::vector(lengths),
+        1 => {
+            // Lengths, and their sums.
+            let sums = (0..=b as i32).chain(0..=b as i32);
+            Tensor::vector(lengths.iter().copied().chain(sums).collect::<Vec<i32>>())
+        }
+        2 => {
+            let rows = lengths.iter().flat_map(|&n| (0..queries).flat_map(move |_| rows(n)));
+            Tensor::of(&[b, queries, keys], rows.collect::<Vec<i32>>())
+        }
+        _ => Tensor::of(&[b, keys], lengths.iter().flat_map(|&n| rows(n)).collect::<Vec<i32>>()),
+    })
+}
+
+/// A cache with room behind what is there, and perhaps beams that share their past.
+fn shared_buffer(g: &mut Gen, op: &'static str) -> Made {
+    let (samples, width, heads, size) = (g.positive(), g.rng.below(2) + 1, g.positive(), g.positive());
+    let (batch, past) = (samples * width, g.positive());
+    let beams = g.rng.chance(0.5);
+    let s = if beams { 1 } else { g.positive() };
+    let room = past + s + g.rng.below(3);
+    let x = g.tensor(DType::F32, &[batch, s, heads * size]);
+    let new = [batch, s, heads * size];
+    let mut inputs = vec![Slot::X, float(g, &new), float(g, &new), Slot::Empty, Slot::Empty, Slot::Empty];
+    inputs.extend([float(g, &[batch, heads, room, size]), float(g, &[batch, heads, room, size])]);
+    inputs.push(Slot::T(Tensor::vector(vec![past as i32])));
+    if beams {
+        let n = samples * width * room;
+        let from: Vec<i32> = g.ints(n, 0, width as i64 - 1).into_iter().map(|b| b as i32).collect();
+        inputs.push(Slot::T(Tensor::of(&[samples, width, room], from)));
+    }
+    Some((Some(x), node(op, inputs).outputs(3).attr("num_heads", heads as i64)))
+}
+
 fn multi_head_attention(g: &mut Gen, op: &'static str, _: i64, _: Option<&Tensor>) -> Made {
+    if g.rng.chance(0.2) {
+        return shared_buffer(g, op);
+    }
     let (b, s, l, heads, size) = (g.positive(), g.positive(), g.positive(), g.positive(), g.positive());
     let (hidden, v_size) = (heads * size, g.positive());
     let causal = g.rng.chance(0.25);
@@ -145,13 +197,7 @@ fn multi_head_attention(g: &mut Gen, op: &'static str, _: i64, _: Option<&Tensor
     let mut inputs = vec![Slot::X, float(g, &[b, l, hidden]), float(g, &[b, l, heads * v_size])];
     inputs.push(if with_bias { float(g, &[3 * hidden]) } else { Slot::Empty });
     let past = if with_past { g.positive() } else { 0 };
-    inputs.push(if masked {
-        let lengths: Vec<i64> = g.ints(b, 1, l as i64);
-        let rows = lengths.iter().flat_map(|&n| (0..l as i64).map(move |i| i32::from(i < n)));
-        Slot::T(Tensor::of(&[b, l], rows.collect::<Vec<i32>>()))
-    } else {
-        Slot::Empty
-    });
+    inputs.push(if masked { mask(g, b, s, l) } else { Slot::Empty });
     inputs.push(if g.rng.chance(0.4) {
         let first = if g.rng.chance(0.5) { b } else { 1 };
         float(g, &[first, heads, s, l + past])
@@ -193,12 +239,29 @@ fn group_query_attention(g: &mut Gen, op: &'static str, _: i64, _: Option<&Tenso
             Slot::T(g.tensor_in(DType::F32, &shape, -1.0, 1.0)),
         ]);
     }
+    let sink = g.rng.chance(0.3);
+    let bias = g.rng.chance(0.3);
+    if sink || bias {
+        inputs.resize(10, Slot::Empty);
+        inputs.push(if bias { float(g, &[1, 1, s, total]) } else { Slot::Empty });
+        if sink {
+            inputs.push(float(g, &[heads]));
+        }
+    }
     let mut node = node(op, inputs).outputs(3).attr("num_heads", heads as i64).attr("kv_num_heads", kv as i64);
+    if !sink && g.rng.chance(0.3) {
+        node = node.attr("smooth_softmax", 1i64);
+    }
+    if g.rng.chance(0.3) {
+        node = node.outputs(4).attr("qk_output", g.rng.between(1, 2));
+    }
     if rotate {
         node = node.attr("do_rotary", 1i64).attr("rotary_interleaved", g.rng.between(0, 1));
     }
-    if g.rng.chance(0.3) {
-        node = node.attr("local_window_size", g.rng.between(1, 4));
+    match g.rng.below(4) {
+        0 => node = node.attr("local_window_size", g.rng.between(1, 4)),
+        1 => node = node.attr("causal", 0i64),
+        _ => {}
     }
     if g.rng.chance(0.3) {
         node = node.attr("softcap", 2.0f32);

@@ -399,15 +399,41 @@ fn roi_align(g: &mut Gen, op: &'static str, opset: i64, _: Option<&Tensor>) -> M
 }
 
 fn attention(g: &mut Gen, op: &'static str, _: i64, _: Option<&Tensor>) -> Made {
-    let (batch, heads, q, k, size) = (g.positive(), g.positive(), g.positive(), g.positive(), g.positive());
-    let x = g.tensor(DType::F32, &[batch, heads, q, size]);
-    let key = g.tensor(DType::F32, &[batch, heads, k, size]);
-    let value = g.tensor(DType::F32, &[batch, heads, k, size]);
-    let mut inputs = vec![Slot::X, Slot::T(key), Slot::T(value)];
+    let (batch, groups, share) = (g.positive(), g.rng.below(3) + 1, g.rng.below(2) + 1);
+    let (q, k, size, v_size) = (g.positive(), g.positive(), g.positive(), g.positive());
+    let heads = groups * share;
+    let dtype = g.rng.pick(&[DType::F32, DType::F32, DType::F64]);
+    // By heads, or with the heads beside each other.
+    let flat = g.rng.chance(0.4);
+    let shape = |heads: usize, len: usize, size: usize| {
+        if flat { vec![batch, len, heads * size] } else { vec![batch, heads, len, size] }
+    };
+    let x = g.tensor(dtype, &shape(heads, q, size));
+    let mut inputs = vec![Slot::X];
+    inputs.extend([(k, size), (k, v_size)].map(|(len, size)| Slot::T(g.tensor(dtype, &shape(groups, len, size)))));
+    let past = if g.rng.chance(0.3) { g.positive() } else { 0 };
     if g.rng.chance(0.4) {
-        inputs.push(Slot::T(g.tensor(DType::F32, &[q, k])));
+        let lead = if g.rng.chance(0.5) { vec![] } else { vec![batch, 1] };
+        let shape = [lead, vec![q, past + k]].concat();
+        let kind = if g.rng.chance(0.5) { DType::Bool } else { dtype };
+        let mut mask = g.tensor(kind, &shape);
+        // Every query sees a key: what one that sees none gets is open.
+        if let Ok(seen) = mask.slice_mut::<bool>() {
+            seen.chunks_exact_mut(past + k).for_each(|row| row[0] = true);
+        }
+        inputs.push(Slot::T(mask));
+    }
+    if past > 0 {
+        inputs.resize(4, Slot::Empty);
+        inputs.extend([size, v_size].map(|size| Slot::T(g.tensor(dtype, &[batch, groups, past, size]))));
     }
     let mut node = Node::new(op, inputs).tolerance(1e-4);
+    if flat {
+        node = node.attr("q_num_heads", heads as i64).attr("kv_num_heads", groups as i64);
+    }
+    if past > 0 {
+        node = node.outputs(3);
+    }
     if g.rng.chance(0.4) {
         node = node.attr("is_causal", 1i64);
     }

@@ -327,6 +327,7 @@ mod tests {
             bytes: (97_500_000, 24_600_000),
             report,
             elapsed: Duration::from_millis(12_400),
+            stages: Vec::new(),
             peak_memory: Some(610_000_000),
         }
     }

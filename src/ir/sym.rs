@@ -128,7 +128,8 @@ impl Sum {
                     },
                 };
                 // A negative factor turns the order around.
-                n = if low >= 0 && c > 0 { n.checked_mul(low)? } else { return None };
+                let grows = c > 0 && (low >= 0 || product.len() == 1);
+                n = if grows { n.checked_mul(low)? } else { return None };
             }
             total = total.checked_add(n)?;
         }

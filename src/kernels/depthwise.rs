@@ -4,7 +4,8 @@
 //! share what they load. Elsewhere, and for unusual strides and ranks, a padded copy of the channel is folded tap by tap in loops that
 //! the compiler vectorises.
 
-use super::conv::{Geometry, Layout, Then};
+use super::conv::{Geometry, Then};
+use super::taps::Layout;
 use super::{Slots, for_each};
 
 /// Columns that the plain loops keep in registers.

@@ -62,6 +62,7 @@ pub mod reverse;
 pub mod rows;
 pub mod simd;
 mod split;
+mod taps;
 
 /// Sets of instructions that loops are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -47,6 +47,9 @@ pub struct Row {
     /// Whether its float kernel takes and gives the blocked layout of the float convolutions.
     #[serde(default)]
     blocked: bool,
+    /// Whether it meets all of its weights for each row of its input.
+    #[serde(default)]
+    recurrent: bool,
 }
 
 /// The `[cost]` table of a target.
@@ -118,6 +121,12 @@ impl Costs {
         self.ops.get(op_type).is_some_and(|r| r.blocked)
     }
 
+    /// Whether a node of this kind meets all of its weights for each row of its input.
+    #[must_use]
+    pub fn is_recurrent(&self, op_type: &str) -> bool {
+        self.ops.get(op_type).is_some_and(|r| r.recurrent)
+    }
+
     /// Microseconds to bring so many elements into the blocked layout, and out of it.
     #[must_use]
     pub fn reorder(&self, elements: u64) -> (f64, f64) {
@@ -149,13 +158,8 @@ mod tests {
     #[test]
     fn measured_facts_are_in_the_table() {
         let costs = Target::named("ort-cpu").unwrap().cost.unwrap();
-        let work = |macs, outputs, is_depthwise| Work {
-            macs,
-            inputs: outputs,
-            outputs,
-            is_depthwise,
-            ..Work::default()
-        };
+        let work =
+            |macs, outputs, is_depthwise| Work { macs, inputs: outputs, outputs, is_depthwise, ..Work::default() };
         let (float, integer) = costs.node("Conv", &work(100_000_000, 100_000, false));
         assert!(integer < float / 1.5, "{float} {integer}");
         // Depthwise convolutions gain nothing, average pools lose much.

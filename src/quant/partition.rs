@@ -163,7 +163,7 @@ impl Partition<'_> {
         let node = g.node(n);
         let outputs: u64 = g.node_outputs(n).into_iter().flatten().map(|v| self.elements(id, v)).sum();
         let Some(rule) = rule(self.model, plan.place) else {
-            let macs = plan.macs.max(self.recurrent_macs(plan.place));
+            let macs = if costs.is_recurrent(&node.op_type) { self.recurrent_macs(plan.place) } else { plan.macs };
             return costs.node(&node.op_type, &Work { macs, outputs, ..Work::default() });
         };
         let data: Vec<ValueId> =
@@ -198,16 +198,12 @@ impl Partition<'_> {
     }
 
     /// Multiply-accumulate operations of a recurrent operator (`X`, `W` and `R` are its first inputs): each row of the
-    /// sequence meets every weight. 0 for any other.
+    /// sequence meets every weight.
     fn recurrent_macs(&self, (id, n): NodePlace) -> u64 {
         let g = self.model.graph(id);
         let [Some(x), Some(w), Some(r)] = [0, 1, 2].map(|slot| g.input(n, slot)) else { return 0 };
-        match (g.node(n).op_type.as_str(), self.shape(id, x)) {
-            ("LSTM" | "GRU" | "RNN", Some(&[sequence, batch, _])) => {
-                (sequence * batch) as u64 * (self.elements(id, w) + self.elements(id, r))
-            }
-            _ => 0,
-        }
+        let Some(&[sequence, batch, _]) = self.shape(id, x) else { return 0 };
+        (sequence * batch) as u64 * (self.elements(id, w) + self.elements(id, r))
     }
 
     /// What changes of layout around a float node cost, where all others are float too.

@@ -31,8 +31,11 @@ const TUNE_SAMPLES: usize = 12;
 const LEAST_TUNE_SAMPLES: usize = 4;
 /// Samples that single operators are ranked on.
 const RANK_SAMPLES: usize = 4;
-/// Samples that channel statistics are gathered from.
-const CHANNEL_SAMPLES: usize = 16;
+/// Samples that channel statistics are gathered from, and those of models in which each is much work.
+const CHANNEL_SAMPLES: (usize, usize) = (32, 8);
+/// Multiply-accumulate operations of one run beyond which a model is much work; a single sample then shows many
+/// positions of each channel.
+const MUCH_MACS: u64 = 1_000_000_000;
 /// A model as good as this on the samples that choices are verified on is over the floor on any.
 const SAFE_DB: f64 = 32.0;
 /// Held-out samples that a model must be over the floor on.
@@ -184,7 +187,10 @@ pub fn choose(
         return Ok(Choice { prepared: variant.model, plan: best.plan, emitted: best.emitted });
     }
     let polishes = best.db < GOOD_DB && config.effort != Effort::Fast;
-    if polishes && let Some((other, attempt, n)) = search.equalized(&variant, &best.plan, &out, best.db + LEAST_GAIN_DB, sink)? {
+    if polishes
+        && let Some((other, attempt, n)) =
+            search.equalized(&variant, &best.plan, &out, best.db + LEAST_GAIN_DB, sink)?
+    {
         let was = best.db;
         let is_better = attempt.db > was + LEAST_GAIN_DB;
         let left = if is_better { "" } else { " left out" };
@@ -199,7 +205,7 @@ pub fn choose(
     if polishes {
         let needs = bias_correct::needs(&variant.model, &best.plan);
         progress.begin("finding means", 1);
-        means = channels::gather(&variant.model, &needs, &search.fit, CHANNEL_SAMPLES)?;
+        means = channels::gather(&variant.model, &needs, &search.fit, channel_samples(&best.plan))?;
         progress.end();
         let corrected = Polish { means: Some(&means), ..polish };
         let attempt = search.attempt(&variant, &out, corrected)?;
@@ -257,7 +263,8 @@ pub fn choose(
             config.min_sqnr_db
         ));
         if !search.pays(&variant, &best.plan, report) {
-            best = search.float(&variant, &best.plan, out, "what keeps the outputs accurate saves no time in integers")?;
+            best =
+                search.float(&variant, &best.plan, out, "what keeps the outputs accurate saves no time in integers")?;
         }
         report.saves_nothing |= best.plan.n_integer() == 0;
     }
@@ -346,7 +353,7 @@ impl Search<'_> {
     ) -> Result<Option<(Variant, Attempt, usize)>> {
         let places = equalize::candidates(&variant.model, plan);
         self.progress.begin("equalizing", 1);
-        let stats = channels::gather(&variant.model, &places, &self.fit, CHANNEL_SAMPLES)?;
+        let stats = channels::gather(&variant.model, &places, &self.fit, channel_samples(plan))?;
         let mut model = variant.model.clone();
         let done = equalize::equalize(&mut model, plan, &stats, None)?;
         self.progress.end();
@@ -437,7 +444,9 @@ impl Search<'_> {
     /// not reach everything, measured by letting each weighted operator alone run in integers.
     fn noise(&self, variant: &Variant, plan: &QuantPlan, excluded: &Excluded, polish: Polish<'_>) -> Result<Noise> {
         self.progress.begin("finding gradients", 1);
-        let model = NoiseModel::new(&variant.solver(self.config), plan, &self.fit, &NoiseOptions::default())?;
+        let all = NoiseOptions::default();
+        let options = if is_much(plan) { NoiseOptions { passes: all.passes / 2, ..all } } else { all };
+        let model = NoiseModel::new(&variant.solver(self.config), plan, &self.fit, &options)?;
         self.progress.end();
         let parts = model.contributions(&variant.model, plan);
         let is_sound = parts.iter().all(|p| p.relative.is_finite());
@@ -464,6 +473,14 @@ impl Search<'_> {
         }
         Ok(noise)
     }
+}
+
+fn is_much(plan: &QuantPlan) -> bool {
+    plan.macs().0 > MUCH_MACS
+}
+
+fn channel_samples(plan: &QuantPlan) -> usize {
+    if is_much(plan) { CHANNEL_SAMPLES.1 } else { CHANNEL_SAMPLES.0 }
 }
 
 /// Noise power relative to the signal.

@@ -296,9 +296,8 @@ impl<T: Real> Attend<'_, T> {
         let one = |i: usize, out: &mut [T], kept: &mut [T]| self.group(q, k, v, (i / groups, i % groups), out, kept);
         if o > 0 {
             let is_parallel = self.threads > 1 && batch * heads * n_q * n_k >= 1 << 14 && batch * groups > 1;
-            let mut none = vec![[T::default(); 0]; batch * groups];
             let kept: Vec<&mut [T]> = if kept.is_empty() {
-                none.iter_mut().map(|e| e.as_mut_slice()).collect()
+                std::iter::repeat_with(<&mut [T]>::default).take(batch * groups).collect()
             } else {
                 kept.chunks_mut(s).collect()
             };

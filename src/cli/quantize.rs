@@ -16,7 +16,9 @@ use crate::diag::Sink;
 use crate::error::{Context, Location, Result, WithHelp, anyhow, bail, ensure};
 use crate::ir::Model;
 use crate::onnx::{External, WriteOptions};
+use crate::quant::measure::worst_drop;
 use crate::quant::prune::Pattern;
+use crate::quant::report::Report;
 use crate::quant::scheme::{Choices, Form, Scheme};
 use crate::quant::{self, Config, Effort, Mode, overrides};
 use crate::tensor::DType;
@@ -222,6 +224,13 @@ struct SchemeArgs {
     /// (without it: until the outputs reach about 20 dB)
     #[arg(long, value_name = "DB")]
     min_sqnr: Option<f64>,
+    /// Rows of class scores, in percent, that may change their first class on held-out samples, else exit code 3; operators
+    /// stay float until fewer do
+    #[arg(long, value_name = "PCT", value_parser = percent)]
+    max_drop: Option<f64>,
+    /// Multiply-accumulate operations, in percent, that may stay float, else exit code 3
+    #[arg(long, value_name = "PCT", value_parser = percent)]
+    max_float_macs: Option<f64>,
     /// What counts: `speed` keeps float what would not be faster in integers, `size` quantizes whatever can be
     #[arg(long, value_name = "WHAT", default_value = "speed")]
     prefer: Prefer,
@@ -231,6 +240,41 @@ struct SchemeArgs {
     /// Where weights go: into the model file, or into a file beside it
     #[arg(long, value_name = "WHERE", default_value = "auto")]
     external_data: Where,
+}
+
+fn percent(text: &str) -> std::result::Result<f64, String> {
+    match text.trim_end_matches('%').parse::<f64>() {
+        Ok(x) if (0.0..=100.0).contains(&x) => Ok(x),
+        _ => Err("a number from 0 to 100".into()),
+    }
+}
+
+impl SchemeArgs {
+    /// Whether outputs have to be compared.
+    fn is_judged(&self) -> bool {
+        self.min_sqnr.is_some() || self.max_drop.is_some()
+    }
+
+    /// What was asked for and the result does not keep, a sentence each.
+    fn unmet(&self, report: &Report) -> Vec<String> {
+        let mut out = Vec::new();
+        if let Some(floor) = self.min_sqnr.filter(|_| !report.is_floor_met) {
+            out.push(format!("the outputs do not reach {floor} dB SQNR (--min-sqnr)"));
+        }
+        match (self.max_drop, worst_drop(&report.outputs)) {
+            (Some(most), Some(drop)) if drop * 100.0 > most => {
+                out.push(format!("{:.2} % of the rows have another first class (--max-drop {most})", drop * 100.0));
+            }
+            (Some(_), None) => out.push("no output looks like class scores (--max-drop)".into()),
+            _ => {}
+        }
+        let (all, integer) = (report.macs, report.integer_macs);
+        let float = if all == 0 { 0.0 } else { (all - integer.min(all)) as f64 * 100.0 / all as f64 };
+        if let Some(most) = self.max_float_macs.filter(|&most| float > most) {
+            out.push(format!("{float:.1} % of the multiply-accumulate operations are float (--max-float-macs {most})"));
+        }
+        out
+    }
 }
 
 /// Types and their forms; the target says which go with it.
@@ -393,8 +437,8 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
         check_output(&input, &output)?;
     }
 
-    if mode != Mode::Static && args.calib.data.calib.is_empty() && args.scheme.min_sqnr.is_some() {
-        return usage("--min-sqnr needs data to measure with: --calib DATA");
+    if mode != Mode::Static && args.calib.data.calib.is_empty() && args.scheme.is_judged() {
+        return usage("--min-sqnr or --max-drop needs data to measure with: --calib DATA");
     }
     if args.calib.data.calib.is_empty() && matches!(mode, Mode::WeightOnly(o) if o.algorithm.needs_data()) {
         return usage("this --algorithm needs data: give --calib DATA, or choose rtn or hqq, which need none");
@@ -409,8 +453,8 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
         None => None,
     };
     let is_without_data = cache.is_some() && args.calib.data.calib.is_empty();
-    if is_without_data && args.scheme.min_sqnr.is_some() {
-        return usage("--min-sqnr needs samples to measure on: give --calib as well");
+    if is_without_data && args.scheme.is_judged() {
+        return usage("--min-sqnr or --max-drop needs samples to measure on: give --calib as well");
     }
     let shapes = &args.calib.data.input_shape;
     let samples = Arc::new(if is_without_data {
@@ -442,6 +486,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
         cache,
         exclude: Box::new(move |label, op_type| excluding.excludes(label, op_type)),
         min_sqnr_db: args.scheme.min_sqnr.unwrap_or(base.min_sqnr_db),
+        max_drop: args.scheme.max_drop.map(|percent| percent / 100.0),
         effort: match args.scheme.effort {
             Level::Fast => Effort::Fast,
             Level::Balanced => Effort::Balanced,
@@ -499,7 +544,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     crate::onnx::write(&done.model, &output, &WriteOptions { external, inputs: vec![input.clone()] })?;
     summary.finish(&done, bar.stages(), session)?;
     // A floor that nobody asked for is an aim, not a gate.
-    let is_met = done.report.is_floor_met || args.scheme.min_sqnr.is_none();
+    let unmet = args.scheme.unmet(&done.report);
     if dump.is_wanted() {
         dump.print()?;
         session.say(&summary.table());
@@ -515,10 +560,8 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
             super::session::print(&format!("{}{text}", summary.table()))?;
         }
     }
-    if let (false, Some(floor)) = (is_met, args.scheme.min_sqnr) {
-        session.say(&format!(
-            "the outputs do not reach {floor} dB SQNR (--min-sqnr); the best model that was found is written"
-        ));
+    for what in &unmet {
+        session.say(&format!("{what}; the best model that was found is written"));
     }
     if done.report.saves_nothing {
         session.say(&format!(
@@ -527,7 +570,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
             config.min_sqnr_db, args.scheme.target
         ));
     }
-    Ok(ExitCode::from(if is_met && !done.report.saves_nothing { 0 } else { 3 }))
+    Ok(ExitCode::from(if unmet.is_empty() && !done.report.saves_nothing { 0 } else { 3 }))
 }
 
 /// As many samples as fit into the memory.

@@ -528,8 +528,10 @@ impl<'a> GraphPlanner<'a> {
     }
 
     fn macs(&self, n: NodeId) -> u64 {
-        let Some(QuantRule::Weighted { weight, axis, .. }) = self.rule.get(&n) else { return 0 };
-        let (Some(w), Some(y)) = (self.g.input(n, *weight), self.g.output(n, 0)) else { return 0 };
+        // Nodes that stay float by choice have their share of the work, too.
+        let known = self.rule.get(&n).copied().or_else(|| rule(self.model, (self.id, n)));
+        let Some(QuantRule::Weighted { weight, axis, .. }) = known else { return 0 };
+        let (Some(w), Some(y)) = (self.g.input(n, weight), self.g.output(n, 0)) else { return 0 };
         let w_shape = match constant(self.model, self.id, w) {
             Some(t) => t.shape().to_vec(),
             None => self.facts.shape((self.id, w)).map(<[usize]>::to_vec).unwrap_or_default(),
@@ -539,12 +541,12 @@ impl<'a> GraphPlanner<'a> {
             None => return 0,
         };
         let x_shape = || self.g.input(n, 0).and_then(|x| self.facts.shape((self.id, x))).map(<[usize]>::to_vec);
-        if *axis == WeightAxis::Fixed(1) {
+        if axis == WeightAxis::Fixed(1) {
             // Input channels come first (ConvTranspose): each input element meets every weight of its channel.
             let input: u64 = x_shape().unwrap_or_default().iter().map(|&n| n as u64).product();
             return input * w_shape.iter().skip(1).map(|&n| n as u64).product::<u64>();
         }
-        quant_rule::macs(*axis, &self.g.node(n).attrs, &w_shape, &y_shape)
+        quant_rule::macs(axis, &self.g.node(n).attrs, &w_shape, &y_shape)
     }
 }
 

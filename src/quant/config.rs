@@ -75,6 +75,9 @@ pub struct Config {
     /// Output SQNR in dB that the emitted model must reach on samples that were not used to choose anything; operators
     /// stay float until it does.
     pub min_sqnr_db: f64,
+    /// Share of the rows of an output that looks like class scores in which another class may come first than in the
+    /// float model, on the same samples.
+    pub max_drop: Option<f64>,
     /// How much work goes into accuracy.
     pub effort: Effort,
     /// Threads.
@@ -100,6 +103,7 @@ impl Config {
             prune: None,
             quantize_io: false,
             min_sqnr_db: 20.0,
+            max_drop: None,
             effort: Effort::default(),
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         })

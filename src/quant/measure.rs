@@ -288,6 +288,13 @@ pub fn worst_sqnr(errors: &[OutputError]) -> f64 {
     errors.iter().map(|e| e.sqnr_db).fold(f64::INFINITY, f64::min)
 }
 
+/// The largest share of rows in which another class comes first, of all outputs that look like class scores; `None` when
+/// none does.
+#[must_use]
+pub fn worst_drop(errors: &[OutputError]) -> Option<f64> {
+    errors.iter().filter_map(|e| e.top1_agreement).map(|a| 1.0 - a).reduce(f64::max)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,7 +11,7 @@ use super::algo::{bias_correct, channels, equalize, gptq, moments};
 use super::annotate::{Excluded, annotate};
 use super::config::{Config, Effort};
 use super::facts::Facts;
-use super::measure::{Reference, worst_sqnr};
+use super::measure::{OutputError, Reference, worst_drop, worst_sqnr};
 use super::noise::{NoiseModel, NoiseOptions, Site};
 use super::partition::{Noise, Partition};
 use super::plan::{Decision, NodePlace, Place, QuantPlan};
@@ -43,7 +43,9 @@ const HELD_OUT_SAMPLES: usize = 24;
 /// By how much, in dB.
 const HELD_OUT_MARGIN_DB: f64 = 1.0;
 /// How often the floor is raised for their sake.
-const HELD_OUT_ROUNDS: usize = 3;
+const HELD_OUT_ROUNDS: usize = 4;
+/// By how much it is raised when too many rows change their class, in dB: half the noise.
+const DROP_STEP_DB: f64 = 3.0;
 /// Samples that ranges are taken from to see whether an edit of the float model is worth taking them from all.
 const TRIAL_SAMPLES: usize = 24;
 /// What choices must reach above the floor, in dB, since they are measured on other samples than the result.
@@ -235,15 +237,16 @@ pub fn choose(
         best = search.over_the_floor(&variant, best, &out, polish, found, floor)?;
     }
     // A few samples may be easier than the rest: those that were held out have a say, too.
-    if best.db < SAFE_DB && !data.is_shared {
+    if (best.db < SAFE_DB || config.max_drop.is_some()) && !data.is_shared {
         progress.begin("verifying held-out samples", 1);
         let held_out = Reference::new(&compile(&variant.model)?, data.holdout, HELD_OUT_SAMPLES, config.threads)?;
         for _ in 0..HELD_OUT_ROUNDS {
-            let db = worst_sqnr(&held_out.compare(&compile(&best.emitted)?, HELD_OUT_SAMPLES, config.threads)?);
-            let missing = config.min_sqnr_db + HELD_OUT_MARGIN_DB - db;
+            let errors = held_out.compare(&compile(&best.emitted)?, HELD_OUT_SAMPLES, config.threads)?;
+            let missing = missing(config, &errors);
             if missing <= 0.0 || best.plan.n_integer() == 0 {
                 break;
             }
+            let db = worst_sqnr(&errors);
             report.notes.push(format!("{db:.1} dB on held-out samples: the floor is raised by {missing:.1} dB"));
             floor = floor.max(best.db) + missing;
             let found = match noise.take() {
@@ -472,6 +475,15 @@ impl Search<'_> {
             noise.weights.extend(places.into_iter().map(|p| (p, share)));
         }
         Ok(noise)
+    }
+}
+
+/// By how many dB outputs must get better to keep what was asked for.
+fn missing(config: &Config, errors: &[OutputError]) -> f64 {
+    let db = config.min_sqnr_db + HELD_OUT_MARGIN_DB - worst_sqnr(errors);
+    match (config.max_drop, worst_drop(errors)) {
+        (Some(most), Some(drop)) if drop > most => db.max(DROP_STEP_DB),
+        _ => db,
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! The filters are packed once into interleaved panels. The input of one image and group is copied once into a padded
 //! buffer that is split by the phase of the stride, so that every tap of the kernel reads a shifted, contiguous run:
-//! the tile of [`super::micro`] takes the places from a table of offsets and no im2col matrix exists. Outputs are
+//! the tile of [`super::micro`] takes the places from a table of offsets and no im2col matrix exists: where many filters
+//! read the same columns, what these read is copied as overlapping runs ([`super::taps`]), a fraction of one. Outputs are
 //! computed on the grid of padded rows, and the few columns between rows are dropped when a tile is stored. A kernel
 //! of size 1 with stride 1 reads the input itself.
 

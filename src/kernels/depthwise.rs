@@ -305,7 +305,6 @@ mod x86 {
     /// # Safety
     /// On a processor with the vectors `V`. `x` holds the input's rows, `y` the output's, and `w` a weight for each tap.
     #[inline(always)]
-    #[allow(clippy::needless_range_loop, reason = "indices into several arrays, unrolled by the compiler")]
     unsafe fn fold_rows<V: Lanes, const FOLD: u8, const KH: usize, const S: usize, const R: usize>(
         s: &Sizes,
         x: *const f32,

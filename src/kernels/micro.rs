@@ -221,7 +221,6 @@ mod x86 {
     /// # Safety
     /// As [`Tile::run`], on a processor with AVX-512F.
     #[target_feature(enable = "avx512f")]
-    #[allow(clippy::needless_range_loop, reason = "indices into several arrays, unrolled by the compiler")]
     unsafe fn avx512<const MR: usize, const NV: usize, const STRIDED: bool>(o: &Operands<'_>) {
         // SAFETY: all addresses are those that the caller vouches for.
         unsafe {
@@ -244,7 +243,6 @@ mod x86 {
     /// # Safety
     /// As [`Tile::run`], on a processor with AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
-    #[allow(clippy::needless_range_loop, reason = "indices into several arrays, unrolled by the compiler")]
     unsafe fn avx2<const MR: usize, const NV: usize, const STRIDED: bool>(o: &Operands<'_>) {
         // SAFETY: all addresses are those that the caller vouches for.
         unsafe {
@@ -318,7 +316,6 @@ mod portable {
 
     /// # Safety
     /// As [`Tile::run`].
-    #[allow(clippy::needless_range_loop, reason = "indices into several arrays, unrolled by the compiler")]
     unsafe fn plain<const MR: usize, const NV: usize, const STRIDED: bool>(o: &Operands<'_>) {
         // SAFETY: all addresses are those that the caller vouches for.
         unsafe {

@@ -2,8 +2,8 @@
 //!
 //! Everything that multiplies and sums 32-bit floats goes through one register-blocked tile ([`micro`]): a panel of
 //! rows of `A`, interleaved, times a block of columns of `B` that are read at given offsets. A matrix product reads
-//! packed columns, a convolution reads its padded input directly (virtual im2col), so neither copies its data into
-//! the shape of the other. The tile exists for AVX-512, AVX2 with FMA and, autovectorised, for any other processor;
+//! packed columns, a convolution reads its padded input or overlapping runs of it (virtual im2col), so neither copies
+//! its data into the shape of the other. The tile exists for AVX-512, AVX2 with FMA and, autovectorised, for any other processor;
 //! [`micro::Tile::best`] chooses when the program runs.
 //!
 //! Work is split over outputs, never over a sum: every output element is the same chain of additions whatever the

@@ -72,8 +72,8 @@ pub struct Config {
     pub prune: Option<Pattern>,
     /// Whether graph inputs and outputs hold integers where they can.
     pub quantize_io: bool,
-    /// Output SQNR in dB that the emitted model must reach on samples that were not used to choose anything; operators
-    /// stay float until it does.
+    /// Output SQNR in dB that the emitted model must reach on held-out samples, which were used for nothing else than to
+    /// raise this floor; operators stay float until it does.
     pub min_sqnr_db: f64,
     /// Share of the rows of an output that looks like class scores in which another class may come first than in the
     /// float model, on the same samples.

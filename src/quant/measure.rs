@@ -240,7 +240,7 @@ pub fn compare(
 }
 
 /// `n` numbers below `of`, spread evenly: folders are often sorted by kind.
-fn spread(of: usize, n: usize) -> Vec<usize> {
+pub(super) fn spread(of: usize, n: usize) -> Vec<usize> {
     (0..n).map(|i| i * of / n).collect()
 }
 

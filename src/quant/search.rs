@@ -1,6 +1,6 @@
 //! Choices by cost and by measured error: which operators pay, which algorithms are applied, and which operators stay float
 //! so that the model is not noise. Every choice is verified by running the model that it gives, on samples that are not
-//! the held-out ones.
+//! the held-out ones; these are asked last, and only whether the floor has to be raised.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use super::algo::{bias_correct, channels, equalize, gptq, moments};
 use super::annotate::{Excluded, annotate};
 use super::config::{Config, Effort};
 use super::facts::Facts;
-use super::measure::{OutputError, Reference, worst_drop, worst_sqnr};
+use super::measure::{OutputError, Reference, spread, worst_drop, worst_sqnr};
 use super::noise::{NoiseModel, NoiseOptions, Site};
 use super::partition::{Noise, Partition};
 use super::plan::{Decision, NodePlace, Place, QuantPlan};
@@ -78,12 +78,6 @@ impl Dataset for Pick<'_> {
         let &i = self.indices.get(i).ok_or_else(|| anyhow!("there is no sample {i}"))?;
         self.of.sample(i)
     }
-}
-
-/// Numbers below `of`, `n` of them or as many as there are, spread evenly.
-fn spread(of: usize, n: usize) -> Vec<usize> {
-    let n = n.min(of);
-    (0..n).map(|i| i * of / n).collect()
 }
 
 /// The samples that statistics are taken from, and those that choices are verified on, spread evenly; the same ones
@@ -363,7 +357,7 @@ impl Search<'_> {
         if done.is_empty() {
             return Ok(None);
         }
-        let some = Pick { of: &self.fit, indices: spread(self.fit.len(), TRIAL_SAMPLES) };
+        let some = Pick { of: &self.fit, indices: spread(self.fit.len(), TRIAL_SAMPLES.min(self.fit.len())) };
         let is_trial = some.len() < self.fit.len();
         let new = |model, data: &dyn Dataset, sink: &mut Sink| {
             Variant::new(model, self.config, excluded, (data, None), self.progress, sink)

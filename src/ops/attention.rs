@@ -223,10 +223,7 @@ fn eval_projected(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let q = part(0, sizes[0])?;
     let (mut k, mut v) = (part(sizes[0], sizes[1])?, part(sizes[0] + sizes[1], sizes[2])?);
     let mut past = 0;
-    ensure!(
-        !call.flag("past_present_share_buffer", false),
-        "attribute \"past_present_share_buffer\" is not supported"
-    );
+    ensure!(!call.flag("past_present_share_buffer", false), "attribute \"past_present_share_buffer\" is not supported");
     if let Some(p) = call.optional(4)? {
         let &[2, b, h, s, d] = p.shape() else {
             bail!("input 4 has shape {:?}, expected [2, batch, heads, length, size]", p.shape())

@@ -33,7 +33,14 @@ const MULTI: OpDef = OpDef {
 };
 
 pub(super) const OPS: &[OpDef] = &[
-    OpDef { name: "GroupQueryAttention", inputs: Arity::range(1, 17), outputs: Arity::range(1, 4), infer: infer_group, eval: eval_group, ..MULTI },
+    OpDef {
+        name: "GroupQueryAttention",
+        inputs: Arity::range(1, 17),
+        outputs: Arity::range(1, 4),
+        infer: infer_group,
+        eval: eval_group,
+        ..MULTI
+    },
     MULTI,
 ];
 
@@ -123,7 +130,10 @@ fn eval_multi(call: &mut Call<'_>) -> Result<Vec<Item>> {
             past = usize::try_from(n.to_i64()?).map_err(|_| anyhow!("input 8 is negative"))?;
             let (pk, pv) = (written(pk, &k, past, "input 6")?, written(pv, &v, past, "input 7")?);
             let beams = call.optional(9)?.map(|c| Beams::new(c, q.batch())).transpose()?;
-            (k, v) = (filled(&pk, past + k.len(), past, beams.as_ref())?, filled(&pv, past + v.len(), past, beams.as_ref())?);
+            (k, v) = (
+                filled(&pk, past + k.len(), past, beams.as_ref())?,
+                filled(&pv, past + v.len(), past, beams.as_ref())?,
+            );
             buffers = Some((pk, pv));
         }
         (Some(pk), Some(pv), None) => {

@@ -165,7 +165,13 @@ fn quantize(call: &mut Call<'_>) -> Result<Vec<Item>> {
     {
         let (scale, zero_point, range) = (*scale, zero_points(call, 1)?[0], (lo as i32, hi as i32));
         let function = move |x: &mut [f32], _: &[f32]| affine::round_slice(x, scale, zero_point, range);
-        return trace.record(Traced { function: Box::new(function), operands: vec![0], rank: 0, dtype: to, bounds: None });
+        return trace.record(Traced {
+            function: Box::new(function),
+            operands: vec![0],
+            rank: 0,
+            dtype: to,
+            bounds: None,
+        });
     }
     let mut x32 = cast(x, DType::F32, true)?;
     let mut scale = scale;
@@ -242,7 +248,13 @@ fn dequantize(call: &mut Call<'_>) -> Result<Vec<Item>> {
     {
         let (scale, zero_point) = (*scale, zero_points(call, 1)?[0]);
         let function = move |x: &mut [f32], _: &[f32]| affine::scale_slice(x, scale, zero_point);
-        return trace.record(Traced { function: Box::new(function), operands: vec![0], rank: 0, dtype: to, bounds: None });
+        return trace.record(Traced {
+            function: Box::new(function),
+            operands: vec![0],
+            rank: 0,
+            dtype: to,
+            bounds: None,
+        });
     }
     let mut out = buffer(x.len());
     if x.dtype().is_float() {

@@ -58,7 +58,11 @@ impl Sink {
     }
 
     fn push(&mut self, severity: Severity, code: &'static str, location: Location, message: String) {
-        self.diagnostics.push(Diagnostic { severity, code, location, message });
+        // Passes that look again say the same again.
+        let diagnostic = Diagnostic { severity, code, location, message };
+        if !self.diagnostics.contains(&diagnostic) {
+            self.diagnostics.push(diagnostic);
+        }
     }
 
     /// All diagnostics so far, in order.

@@ -9,7 +9,7 @@ use std::fmt;
 pub use anyhow::{Context, Result, anyhow, bail, ensure};
 
 /// Where in a model something is: the graph path, then the node, then the slot or attribute.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Location {
     /// The node's name and operator, as `node "/conv1" (Conv)`, or another phrase that names the place.
     pub node: Option<String>,

@@ -35,7 +35,14 @@ fn pow2(exponent: i32) -> f64 {
 
 /// The bin that a value falls into at a width.
 fn bin(x: f32, exponent: i32) -> i64 {
-    (f64::from(x) * pow2(-exponent)).floor() as i64
+    below(f64::from(x) * pow2(-exponent))
+}
+
+/// The largest integer that is not above `x`. [`f64::floor`] is a call into the C library where the processor is not
+/// known to have an instruction for it.
+fn below(x: f64) -> i64 {
+    let i = x as i64;
+    i - i64::from(i as f64 > x)
 }
 
 impl Histogram {
@@ -129,7 +136,7 @@ impl Histogram {
     pub(super) fn add(&mut self, batch: &Batch<'_>, values: std::ops::Range<usize>, times: u64) {
         let scale = pow2(-self.exponent);
         for i in values {
-            let index = ((f64::from(batch.values[i]) * scale).floor() as i64 - self.first) as usize;
+            let index = (below(f64::from(batch.values[i]) * scale) - self.first) as usize;
             self.counts[index] += batch.weights.map_or(1, |w| u64::from(w.of(i))) * times;
         }
     }

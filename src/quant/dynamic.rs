@@ -10,6 +10,7 @@ use super::lazy::{Form, Job, Origin};
 use super::plan::{Place, QuantPlan};
 use super::realize::dynamic::{Item, lstm, realize};
 use super::report::{Report, StoredWeight};
+use super::self_check::SelfCheck;
 use super::weight_only::{Choice, choose, keep, measure};
 use super::{Data, Progress, Quantized};
 use crate::diag::Sink;
@@ -43,6 +44,7 @@ pub fn run(
     sink: &mut Sink,
 ) -> Result<Quantized> {
     let mut report = Report { before: super::report::Side::of(&model), is_floor_met: true, ..Report::default() };
+    let self_check = SelfCheck::of(&model);
     super::close_inputs(&mut model, sink);
     let mut ctx = passes::Ctx::new(sink).opset_floor(config.target.opset).keep_transposed(true);
     passes::manager::run(&mut model, &passes::PREPARE, &mut ctx, observer)?;
@@ -53,6 +55,7 @@ pub fn run(
     let mut emitted = model.clone();
     realize(&mut emitted, &items)?;
     passes::manager::run(&mut emitted, &passes::CLEANUP, &mut passes::Ctx::new(sink), &mut |_, _| {})?;
+    self_check.verify(&emitted, config, sink)?;
     measure(&model, &emitted, config, data, progress, &mut report)?;
     report.after = super::report::Side::of(&emitted);
     observer("quantize", &emitted);

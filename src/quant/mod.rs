@@ -26,6 +26,7 @@ pub mod region;
 pub mod report;
 pub mod scheme;
 pub mod search;
+mod self_check;
 pub mod sensitivity;
 pub mod solve;
 pub mod target;
@@ -37,10 +38,11 @@ use crate::calibrate::Tracker;
 use crate::calibrate::cache::Cache;
 use crate::calibrate::dataset::{Dataset, Sample};
 use crate::diag::Sink;
-use crate::error::{Context, Location, Result, WithHelp, bail, ensure};
-use crate::interp::{CompileOptions, Program, RunOptions};
+use crate::error::{Context, Location, Result, bail, ensure};
+use crate::interp::RunOptions;
 use crate::ir::{Def, Model};
 use crate::passes;
+use self_check::SelfCheck;
 
 pub use config::{Config, Effort, Mode, refuse_unsuitable};
 pub use plan::QuantPlan;
@@ -94,27 +96,26 @@ pub fn quantize(
         return dynamic::run(model, options, config, data, progress, observer, sink);
     }
     let mut report = Report { before: report::Side::of(&model), ..Report::default() };
+    let self_check = SelfCheck::of(&model);
     ensure!(!data.calibration.is_empty(), "there are no calibration samples");
     prepare(&mut model, config, observer, sink)?;
     let excluded = config.excluded(&model)?;
 
     report_unknown(&model, sink);
-    let program = Program::compile(&model, &CompileOptions { skip_unknown: true, ..CompileOptions::default() })?;
-    if let Some(pattern) = config.prune {
-        // After the reference was compiled: what pruning costs is part of the error.
-        let done = prune::prune(&mut model, pattern)?;
-        let (zeros, all) = (done.zeros, done.elements);
-        report.notes.push(format!("{zeros} of {all} weights are zero in {} tensors (--sparsity)", done.n_weights));
-    }
-    let search::Choice { prepared, plan, mut emitted } =
+    let search::Choice { float, prepared, plan, mut emitted, errors } =
         search::choose(model, config, &excluded, data, progress, sink, &mut report)?;
 
-    self_check(&emitted, config, sink)?;
-    progress.begin("measuring the result", 1);
-    let quantized = solve::compile(&emitted)?;
-    (report.outputs, report.n_holdout) =
-        measure::compare(&program, &quantized, data.holdout, MAX_HOLDOUT, config.threads)?;
-    progress.end();
+    self_check.verify(&emitted, config, sink)?;
+    (report.outputs, report.n_holdout) = match errors {
+        Some(errors) => (errors, data.holdout.len().min(MAX_HOLDOUT)),
+        None => {
+            progress.begin("measuring the result", 1);
+            let quantized = solve::compile(&emitted)?;
+            let found = measure::compare(&float, &quantized, data.holdout, MAX_HOLDOUT, config.threads)?;
+            progress.end();
+            found
+        }
+    };
     if let Some(o) = report.outputs.iter().find(|o| o.is_broken) {
         bail!("the quantized model's output \"{}\" is not finite or has another shape", o.name);
     }
@@ -154,22 +155,6 @@ fn report_unused(prepared: &Model, plan: &QuantPlan, config: &Config, sink: &mut
     }
 }
 
-/// Fails when the emitted model breaks a rule of the specification or is refused by its target, and warns of what the
-/// target will run slower than it could.
-fn self_check(emitted: &Model, config: &Config, sink: &mut Sink) -> Result<()> {
-    let found = check::check(emitted, Some(&config.target));
-    let (errors, warnings): (Vec<_>, Vec<_>) = found.into_iter().partition(|f| f.severity == check::Severity::Error);
-    for f in warnings {
-        sink.note(f.code, f.location, f.message);
-    }
-    if errors.is_empty() {
-        return Ok(());
-    }
-    let text: Vec<String> = errors.iter().take(5).map(ToString::to_string).collect();
-    let e: Result<()> = (|| bail!("the emitted model fails the self-check: {}", text.join("; ")))();
-    e.help(|| "report this with the model; --nodes-to-exclude on the named node avoids it".into())
-}
-
 /// Quantizes a model by a calibration cache alone, where the data cannot be had: no algorithm is applied and nothing is
 /// measured. The sample gives shapes; its values do not matter.
 ///
@@ -184,6 +169,7 @@ pub fn quantize_without_data(
     sink: &mut Sink,
 ) -> Result<Quantized> {
     let mut report = Report { before: report::Side::of(&model), ..Report::default() };
+    let self_check = SelfCheck::of(&model);
     prepare(&mut model, config, observer, sink)?;
     let excluded = config.excluded(&model)?;
     report_unknown(&model, sink);
@@ -194,7 +180,7 @@ pub fn quantize_without_data(
     let solver = solve::Solver { model: &model, config, facts: &facts, observed: &observed };
     let plan = solver.plan(&excluded)?;
     let emitted = solver.emit(&plan)?;
-    self_check(&emitted, config, sink)?;
+    self_check.verify(&emitted, config, sink)?;
     report_unused(&model, &plan, config, sink);
     report.notes.push("ranges are from the cache; without samples no algorithm was tried and nothing measured".into());
     report.n_calibration = cache.samples.len();
@@ -221,7 +207,7 @@ pub fn calibrate(
     let options = RunOptions { threads: config.threads, ..RunOptions::default() };
     let facts = facts::Facts::of(&model, &first.inputs, options, true)
         .with_context(|| format!("running the float model on {}", first.origin))?;
-    let trackers = solve::track(&model, config, &facts, &excluded, data, progress)?;
+    let (trackers, _) = solve::track(&model, config, &facts, &excluded, &solve::Pass::ranges(data), progress)?;
     Ok(trackers.into_iter().map(|(place, t)| (solve::cache_name(&model, place), t)).collect())
 }
 

@@ -31,6 +31,7 @@ use crate::calibrate::dataset::Dataset;
 use crate::error::{Context, Result, ensure};
 use crate::interp::reverse::{Gradient, Recorder, Recording};
 use crate::ir::{GraphId, Model, NodeId, ValueId};
+use crate::kernels::simd::{self, Kernel};
 use crate::ops::{QuantRule, lookup};
 use crate::tensor::{DType, Tensor, affine};
 
@@ -506,7 +507,7 @@ impl Gradient for See<'_> {
 
     fn edge(&mut self, node: NodeId, slot: usize, value: &Tensor, gradient: &[f32]) -> Result<()> {
         let sum = match self.errors.stored.get(&(node, slot)) {
-            Some((e, _)) => sums(gradient.iter().zip(e).map(|(&g, &e)| (g, e))),
+            Some((e, _)) => simd::run(Sums { x: e, g: gradient, error: |e: f32| e }),
             None => {
                 let g = self.model.main();
                 let Some(v) = g.input(node, slot) else { return Ok(()) };
@@ -532,18 +533,48 @@ impl Gradient for See<'_> {
 /// Both sums for a tensor quantized with these parameters.
 fn noise(x: &[f32], g: &[f32], p: QParams) -> (f64, f64) {
     let (lo, hi) = p.bounds();
-    sums(x.iter().zip(g).map(|(&x, &g)| {
-        let e = affine::fake_one(x, p.scale, p.zero_point, lo, hi) - x;
+    let (scale, zero, lo, hi) = (p.scale, p.zero_point as f32, lo as f32, hi as f32);
+    let error = |x: f32| {
+        let q = affine::round(x / scale) + zero;
+        let q = if q > lo { q } else { lo };
+        let q = if q < hi { q } else { hi };
+        let e = (q - zero) * scale - x;
         // An infinite element (a mask) has no error that means anything.
-        (g, if e.is_finite() { e } else { 0.0 })
-    }))
+        if e.is_finite() { e } else { 0.0 }
+    };
+    simd::run(Sums { x, g, error })
 }
 
-fn sums(pairs: impl Iterator<Item = (f32, f32)>) -> (f64, f64) {
-    pairs.fold((0.0, 0.0), |(apart, along), (g, e)| {
-        let x = f64::from(g) * f64::from(e);
-        (apart + x * x, along + x)
-    })
+/// `sum (g e)^2` and `sum g e` with `e = error(x)`.
+struct Sums<'a, F> {
+    x: &'a [f32],
+    g: &'a [f32],
+    error: F,
+}
+
+impl<F: Fn(f32) -> f32> Kernel for Sums<'_, F> {
+    type Output = (f64, f64);
+    #[inline(always)]
+    fn run(self) -> (f64, f64) {
+        const LANES: usize = 8;
+        let Sums { x, g, error } = self;
+        let (mut apart, mut along) = ([0f64; LANES], [0f64; LANES]);
+        let mut add = |i: usize, x: f32, g: f32| {
+            let p = f64::from(g) * f64::from(error(x));
+            apart[i] += p * p;
+            along[i] += p;
+        };
+        let ((xs, x), (gs, g)) = (x.as_chunks::<LANES>(), g.as_chunks::<LANES>());
+        for (x, g) in xs.iter().zip(gs) {
+            for i in 0..LANES {
+                add(i, x[i], g[i]);
+            }
+        }
+        for (i, (&x, &g)) in x.iter().zip(g).enumerate() {
+            add(i, x, g);
+        }
+        (apart.iter().sum(), along.iter().sum())
+    }
 }
 
 #[cfg(test)]

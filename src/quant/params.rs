@@ -3,7 +3,8 @@
 use super::algo::layout::Layout;
 use super::scheme::{WeightForm, float8_max};
 use crate::error::{Result, bail, ensure};
-use crate::tensor::{DType, Element, Tensor, affine, minifloat};
+use crate::tensor::affine::{self, Params, Quantized};
+use crate::tensor::{DType, Element, Tensor, minifloat};
 
 /// The real values that a quantized tensor covers. Always holds 0.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -216,20 +217,34 @@ pub fn for_each_channel<T: Copy>(data: &[T], shape: &[usize], axis: Option<usize
     }
 }
 
-/// The largest magnitude in each channel.
-#[must_use]
-pub fn channel_max(data: &[f32], shape: &[usize], axis: Option<usize>) -> Vec<f32> {
-    let mut max = vec![0f32; axis.map_or(1, |a| shape[a])];
-    for_each_channel(data, shape, axis, |c, x| max[c] = max[c].max(x.abs()));
-    max
-}
-
 /// The smallest and largest value in each channel, 0 among them.
 #[must_use]
 pub fn channel_range(data: &[f32], shape: &[usize], axis: Option<usize>) -> Vec<Range> {
-    let mut out = vec![Range { min: 0.0, max: 0.0 }; axis.map_or(1, |a| shape[a])];
-    for_each_channel(data, shape, axis, |c, x| out[c] = out[c].union(Range { min: x, max: x }));
-    out
+    let n = axis.map_or(1, |a| shape[a]);
+    let (mut min, mut max) = (vec![0f32; n], vec![0f32; n]);
+    let least = |a: &mut f32, x: f32| *a = if x < *a { x } else { *a };
+    let most = |a: &mut f32, x: f32| *a = if x > *a { x } else { *a };
+    match runs(shape, axis) {
+        1 => {
+            for row in data.chunks_exact(n.max(1)) {
+                min.iter_mut().zip(row).for_each(|(a, &x)| least(a, x));
+                max.iter_mut().zip(row).for_each(|(a, &x)| most(a, x));
+            }
+        }
+        inner => {
+            for (row, run) in data.chunks(inner.max(1)).enumerate() {
+                let (a, b) = (&mut min[row % n], &mut max[row % n]);
+                run.iter().for_each(|&x| least(a, x));
+                run.iter().for_each(|&x| most(b, x));
+            }
+        }
+    }
+    min.into_iter().zip(max).map(|(min, max)| Range { min, max }).collect()
+}
+
+/// Elements of one channel that follow each other in a row-major tensor.
+fn runs(shape: &[usize], axis: Option<usize>) -> usize {
+    shape[axis.map_or(0, |a| a + 1)..].iter().product()
 }
 
 impl WeightParams {
@@ -315,11 +330,30 @@ impl WeightParams {
             for_each_channel(data, shape, self.axis, |c, w| x.push(w / self.scales[c]));
             return float8(self.form.dtype, shape, x.into_iter());
         }
-        let mut q = Vec::with_capacity(data.len());
-        for_each_channel(data, shape, self.axis, |c, x| {
-            q.push(affine::quantize_one(x, self.scales[c], self.zero_points[c], self.form.low, self.form.high));
-        });
-        integers(self.form.dtype, shape, q)
+        match self.form.dtype {
+            DType::U8 => Tensor::new(shape, self.integers::<u8>(data, shape)),
+            DType::I8 => Tensor::new(shape, self.integers::<i8>(data, shape)),
+            DType::U16 => Tensor::new(shape, self.integers::<u16>(data, shape)),
+            DType::I16 => Tensor::new(shape, self.integers::<i16>(data, shape)),
+            d => bail!("cannot quantize to {d}"),
+        }
+    }
+
+    fn integers<T: Quantized>(&self, data: &[f32], shape: &[usize]) -> Vec<T> {
+        let range = (self.form.low, self.form.high);
+        let mut q = vec![T::of(0); data.len()];
+        let (n, inner) = (self.scales.len().max(1), runs(shape, self.axis).max(1));
+        if inner == 1 {
+            let p = Params { scale: &self.scales, zero_point: &self.zero_points, range };
+            data.chunks(n).zip(q.chunks_mut(n)).for_each(|(x, q)| affine::quantize_slice(x, p, q));
+        } else {
+            for (row, (x, q)) in data.chunks(inner).zip(q.chunks_mut(inner)).enumerate() {
+                let c = row % n;
+                let p = Params { scale: &self.scales[c..=c], zero_point: &self.zero_points[c..=c], range };
+                affine::quantize_slice(x, p, q);
+            }
+        }
+        q
     }
 
     /// The real values of a quantized weight.

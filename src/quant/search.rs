@@ -2,12 +2,12 @@
 //! so that the model is not noise. Every choice is verified by running the model that it gives, on samples that are not
 //! the held-out ones; these are asked last, and only whether the floor has to be raised.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
 
-use super::Data;
-use super::algo::{bias_correct, channels, equalize, gptq, moments};
+use super::algo::channels::{self, Channels};
+use super::algo::{bias_correct, equalize, gptq, moments};
 use super::annotate::{Excluded, annotate};
 use super::config::{Config, Effort};
 use super::facts::Facts;
@@ -17,12 +17,13 @@ use super::partition::{Noise, Partition};
 use super::plan::{Decision, NodePlace, Place, QuantPlan};
 use super::progress::Progress;
 use super::report::Report;
-use super::solve::{self, Observed, Solver, compile};
+use super::solve::{self, Observed, Pass, Solver, compile};
+use super::{Data, MAX_HOLDOUT, prune};
 use crate::calibrate::cache::Cache;
 use crate::calibrate::dataset::{Dataset, Sample};
 use crate::diag::Sink;
 use crate::error::{Context, Result, anyhow};
-use crate::interp::RunOptions;
+use crate::interp::{Program, RunOptions};
 use crate::ir::{GraphId, Model};
 
 /// Most samples that choices are verified on.
@@ -38,16 +39,15 @@ const CHANNEL_SAMPLES: (usize, usize) = (32, 8);
 const MUCH_MACS: u64 = 1_000_000_000;
 /// A model as good as this on the samples that choices are verified on is over the floor on any.
 const SAFE_DB: f64 = 32.0;
-/// Held-out samples that a model must be over the floor on.
-const HELD_OUT_SAMPLES: usize = 24;
-/// By how much, in dB.
+/// By how much a model must be over the floor on held-out samples, in dB.
 const HELD_OUT_MARGIN_DB: f64 = 1.0;
 /// How often the floor is raised for their sake.
 const HELD_OUT_ROUNDS: usize = 4;
 /// By how much it is raised when too many rows change their class, in dB: half the noise.
 const DROP_STEP_DB: f64 = 3.0;
-/// Samples that ranges are taken from to see whether an edit of the float model is worth taking them from all.
-const TRIAL_SAMPLES: usize = 24;
+/// Samples that the ranges of what an edit of the float model changed are taken from, to see whether it is worth taking
+/// them from all.
+const TRIAL_SAMPLES: usize = 8;
 /// What choices must reach above the floor, in dB, since they are measured on other samples than the result.
 const MARGIN_DB: f64 = 2.5;
 /// Work that the ranking of operators may take, in multiply-accumulate operations (about half a minute on one core):
@@ -96,6 +96,8 @@ struct Variant {
     model: Model,
     facts: Facts,
     observed: Observed,
+    /// Of the tensors that equalization and bias correction may ask for.
+    channels: BTreeMap<Place, Channels>,
 }
 
 impl Variant {
@@ -113,11 +115,15 @@ impl Variant {
         let facts = Facts::of(&model, &first.inputs, options, true)
             .with_context(|| format!("running the float model on {}", first.origin))?;
         progress.end();
-        let observed = match cache {
-            Some(cache) => solve::cached(&model, config, &facts, excluded, cache, sink)?,
-            None => solve::observe(&model, config, &facts, excluded, data, progress, sink)?,
+        let pass = one_pass(&model, config, &facts, excluded, data)?;
+        let (observed, channels) = match cache {
+            Some(cache) => (
+                solve::cached(&model, config, &facts, excluded, cache, sink)?,
+                channels::gather(&model, &pass.channels, data, pass.channel_samples)?,
+            ),
+            None => solve::observe(&model, config, &facts, excluded, &pass, progress, sink)?,
         };
-        Ok(Variant { model, facts, observed })
+        Ok(Variant { model, facts, observed, channels })
     }
 
     fn solver<'a>(&'a self, config: &'a Config) -> Solver<'a> {
@@ -129,14 +135,38 @@ impl Variant {
     }
 }
 
+/// A pass that looks at the channels that any algorithm may ask for: those of the plan that is made for speed alone.
+fn one_pass<'a>(
+    model: &Model,
+    config: &Config,
+    facts: &Facts,
+    excluded: &Excluded,
+    data: &'a dyn Dataset,
+) -> Result<Pass<'a>> {
+    if config.effort == Effort::Fast {
+        return Ok(Pass::ranges(data));
+    }
+    let nothing = Noise::default();
+    let out = Partition { model, config, facts, noise: &nothing }.for_speed(excluded)?;
+    let plan = annotate(model, config, facts, &out)?;
+    let mut channels = equalize::candidates(model, &plan);
+    channels.extend(bias_correct::needs(model, &plan));
+    let channel_samples = if is_much(&plan) { CHANNEL_SAMPLES.1 } else { CHANNEL_SAMPLES.0 };
+    Ok(Pass { data, channels, channel_samples })
+}
+
 /// What was chosen.
 pub struct Choice {
+    /// The float model as it was given: what errors are measured against.
+    pub float: Program,
     /// The float model, with whatever algorithms did to it.
     pub prepared: Model,
     /// The plan.
     pub plan: QuantPlan,
     /// The model that the plan gives.
     pub emitted: Model,
+    /// Its error on all held-out samples, where that was measured already.
+    pub errors: Option<Vec<OutputError>>,
 }
 
 /// A plan, its model and how good that is on the samples that choices are verified on.
@@ -159,7 +189,7 @@ struct Search<'a> {
 /// # Errors
 /// The float model does not run on a sample, or a plan cannot be carried out.
 pub fn choose(
-    model: Model,
+    mut model: Model,
     config: &Config,
     excluded: &Excluded,
     data: &Data<'_>,
@@ -167,6 +197,13 @@ pub fn choose(
     sink: &mut Sink,
     report: &mut Report,
 ) -> Result<Choice> {
+    let float = compile(&model)?;
+    if let Some(pattern) = config.prune {
+        // After the reference was compiled: what pruning costs is part of the error.
+        let done = prune::prune(&mut model, pattern)?;
+        let (zeros, all) = (done.zeros, done.elements);
+        report.notes.push(format!("{zeros} of {all} weights are zero in {} tensors (--sparsity)", done.n_weights));
+    }
     let (fit, tune) = split(data.calibration);
     progress.begin("running the float model", 1);
     let reference = Reference::new(&compile(&model)?, &tune, TUNE_SAMPLES, config.threads)?;
@@ -180,7 +217,7 @@ pub fn choose(
         best = search.float(&variant, &best.plan, out.clone(), "the whole model would save no time in integers")?;
     }
     if best.plan.n_integer() == 0 {
-        return Ok(Choice { prepared: variant.model, plan: best.plan, emitted: best.emitted });
+        return Ok(Choice { float, prepared: variant.model, plan: best.plan, emitted: best.emitted, errors: None });
     }
     let polishes = best.db < GOOD_DB && config.effort != Effort::Fast;
     if polishes
@@ -197,13 +234,9 @@ pub fn choose(
     }
     // What is done to weights belongs to a plan: it is done again for every plan that is tried.
     let mut polish = Polish::default();
-    let (means, seen);
+    let seen;
     if polishes {
-        let needs = bias_correct::needs(&variant.model, &best.plan);
-        progress.begin("finding means", 1);
-        means = channels::gather(&variant.model, &needs, &search.fit, channel_samples(&best.plan))?;
-        progress.end();
-        let corrected = Polish { means: Some(&means), ..polish };
+        let corrected = Polish { means: Some(&variant.channels), ..polish };
         let attempt = search.attempt(&variant, &out, corrected)?;
         if attempt.db > best.db + LEAST_GAIN_DB / 2.0 {
             report.notes.push(format!("bias correction: {:.1} -> {:.1} dB", best.db, attempt.db));
@@ -230,14 +263,17 @@ pub fn choose(
         let found = noise.insert(search.noise(&variant, &best.plan, &out, polish)?);
         best = search.over_the_floor(&variant, best, &out, polish, found, floor)?;
     }
+    let mut measured = None;
     // A few samples may be easier than the rest: those that were held out have a say, too.
     if (best.db < SAFE_DB || config.max_drop.is_some()) && !data.is_shared {
         progress.begin("verifying held-out samples", 1);
-        let held_out = Reference::new(&compile(&variant.model)?, data.holdout, HELD_OUT_SAMPLES, config.threads)?;
+        let held_out = Reference::new(&float, data.holdout, MAX_HOLDOUT, config.threads)?;
+        let has_all = held_out.len() == data.holdout.len().min(MAX_HOLDOUT);
         for _ in 0..HELD_OUT_ROUNDS {
-            let errors = held_out.compare(&compile(&best.emitted)?, HELD_OUT_SAMPLES, config.threads)?;
+            let errors = held_out.compare(&compile(&best.emitted)?, MAX_HOLDOUT, config.threads)?;
             let missing = missing(config, &errors);
             if missing <= 0.0 || best.plan.n_integer() == 0 {
+                measured = has_all.then_some(errors);
                 break;
             }
             let db = worst_sqnr(&errors);
@@ -262,20 +298,19 @@ pub fn choose(
         if !search.pays(&variant, &best.plan, report) {
             best =
                 search.float(&variant, &best.plan, out, "what keeps the outputs accurate saves no time in integers")?;
+            measured = None;
         }
         report.saves_nothing |= best.plan.n_integer() == 0;
     }
     report.time = variant.partition(config, &nothing).time(&best.plan);
-    Ok(Choice { prepared: variant.model, plan: best.plan, emitted: best.emitted })
+    Ok(Choice { float, prepared: variant.model, plan: best.plan, emitted: best.emitted, errors: measured })
 }
-
-type Means = BTreeMap<Place, channels::Channels>;
 
 /// What is done to the weights of every plan that is tried.
 #[derive(Clone, Copy, Default)]
 struct Polish<'a> {
     /// Biases are corrected with these means.
-    means: Option<&'a Means>,
+    means: Option<&'a BTreeMap<Place, Channels>>,
     /// Weights are rounded with these second moments of their inputs.
     moments: Option<&'a moments::Gathered>,
 }
@@ -348,11 +383,9 @@ impl Search<'_> {
         least_db: f64,
         sink: &mut Sink,
     ) -> Result<Option<(Variant, Attempt, usize)>> {
-        let places = equalize::candidates(&variant.model, plan);
         self.progress.begin("equalizing", 1);
-        let stats = channels::gather(&variant.model, &places, &self.fit, channel_samples(plan))?;
         let mut model = variant.model.clone();
-        let done = equalize::equalize(&mut model, plan, &stats, None)?;
+        let done = equalize::equalize(&mut model, plan, &variant.channels, None)?;
         self.progress.end();
         if done.is_empty() {
             return Ok(None);
@@ -363,6 +396,11 @@ impl Search<'_> {
             Variant::new(model, self.config, excluded, (data, None), self.progress, sink)
         };
         let mut other = new(model, &some, sink)?;
+        if is_trial {
+            let scaled: BTreeSet<Place> = done.iter().flat_map(|d| d.scaled.iter().copied()).collect();
+            let same = variant.observed.iter().filter(|(p, _)| !scaled.contains(p));
+            other.observed.extend(same.map(|(&p, &s)| (p, s)));
+        }
         let mut attempt = self.attempt(&other, excluded, Polish::default())?;
         if is_trial && attempt.db > least_db {
             other = new(other.model, &self.fit, sink)?;
@@ -483,10 +521,6 @@ fn missing(config: &Config, errors: &[OutputError]) -> f64 {
 
 fn is_much(plan: &QuantPlan) -> bool {
     plan.macs().0 > MUCH_MACS
-}
-
-fn channel_samples(plan: &QuantPlan) -> usize {
-    if is_much(plan) { CHANNEL_SAMPLES.1 } else { CHANNEL_SAMPLES.0 }
 }
 
 /// Noise power relative to the signal.

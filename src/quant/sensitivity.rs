@@ -86,7 +86,8 @@ impl<'a> Study<'a> {
         let options = RunOptions { threads: config.threads, ..RunOptions::default() };
         let facts = Facts::of(&model, &first.inputs, options, true)
             .with_context(|| format!("running the float model on {}", first.origin))?;
-        let observed = solve::observe(&model, config, &facts, &excluded, data, progress, sink)?;
+        let pass = solve::Pass::ranges(data);
+        let (observed, _) = solve::observe(&model, config, &facts, &excluded, &pass, progress, sink)?;
         let plan = Solver { model: &model, config, facts: &facts, observed: &observed }.plan(&excluded)?;
         Ok(Study { model, plan, config, facts, observed, excluded })
     }

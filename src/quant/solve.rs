@@ -5,11 +5,13 @@ use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
+use super::algo::channels::{self, Axis, Channels, InOrder};
 use super::algo::layout::Layout;
 use super::annotate::{Excluded, annotate, constant, observable};
 use super::config::Config;
 use super::facts::Facts;
 use super::importance::importance;
+use super::measure::spread;
 use super::overrides::Override;
 use super::params::{QParams, Range, WeightParams};
 use super::plan::{Decision, Place, QuantPlan, RangeFrom, WeightPlan};
@@ -59,7 +61,8 @@ pub fn whole_ranges(observed: &Observed) -> Observed {
     observed.iter().map(|(&p, s)| (p, if s.min <= s.max { whole(s) } else { *s })).collect()
 }
 
-/// Runs the float model on every sample and observes each tensor that some plan could quantize.
+/// Runs the float model on every sample and observes each tensor that some plan could quantize, and the channels that are
+/// asked for.
 ///
 /// # Errors
 /// A sample cannot be read or the model does not run on it.
@@ -68,11 +71,11 @@ pub fn observe(
     config: &Config,
     facts: &Facts,
     excluded: &Excluded,
-    data: &dyn Dataset,
+    pass: &Pass<'_>,
     progress: &dyn Progress,
     sink: &mut Sink,
-) -> Result<Observed> {
-    let trackers = track(model, config, facts, excluded, data, progress)?;
+) -> Result<(Observed, BTreeMap<Place, Channels>)> {
+    let (trackers, seen) = track(model, config, facts, excluded, pass, progress)?;
     for (&(g, v), t) in &trackers {
         // Minus infinity is what masks are made of.
         if t.n_nan + t.n_inf > 0 {
@@ -95,7 +98,7 @@ pub fn observe(
             }
         }
     }
-    Ok(observed)
+    Ok((observed, seen))
 }
 
 /// Where a captured value is made; the place itself for any other.
@@ -109,7 +112,26 @@ fn root(model: &Model, (mut g, mut v): Place) -> Place {
 /// What calibration kept of each tensor.
 pub type Trackers = BTreeMap<Place, Tracker>;
 
-/// Runs the float model on every sample and keeps the statistics of each tensor that some plan could quantize.
+/// One pass over samples, and what is looked at beside ranges.
+pub struct Pass<'a> {
+    /// The samples.
+    pub data: &'a dyn Dataset,
+    /// Tensors whose channels are looked at, with the axis of these.
+    pub channels: BTreeMap<Place, Axis>,
+    /// On how many samples at most, spread evenly.
+    pub channel_samples: usize,
+}
+
+impl<'a> Pass<'a> {
+    /// For ranges alone.
+    #[must_use]
+    pub fn ranges(data: &'a dyn Dataset) -> Self {
+        Pass { data, channels: BTreeMap::new(), channel_samples: 0 }
+    }
+}
+
+/// Runs the float model on every sample and keeps the statistics of each tensor that some plan could quantize, and of the
+/// channels that are asked for.
 ///
 /// # Errors
 /// A sample cannot be read or the model does not run on it.
@@ -118,9 +140,9 @@ pub fn track(
     config: &Config,
     facts: &Facts,
     excluded: &Excluded,
-    data: &dyn Dataset,
+    pass: &Pass<'_>,
     progress: &dyn Progress,
-) -> Result<Trackers> {
+) -> Result<(Trackers, BTreeMap<Place, Channels>)> {
     let mut places = observable(model, config, facts, excluded)?;
     // What a body uses of the graph around it is observed where it is made.
     places.extend(places.iter().map(|&p| root(model, p)).collect::<Vec<_>>());
@@ -130,28 +152,40 @@ pub fn track(
     // threads share it, and memory does not grow with their number.
     let trackers: BTreeMap<Place, Mutex<Tracker>> =
         places.into_iter().map(|p| (p, Mutex::new(config.method.tracker().weighted(weights.remove(&p))))).collect();
-    let watch = &|g, v| trackers.contains_key(&(g, v));
+    let watch = &|g, v| trackers.contains_key(&(g, v)) || pass.channels.contains_key(&(g, v));
     let program = Program::compile(model, &CompileOptions { watch, skip_unknown: true })?;
-    let n = data.len();
+    let n = pass.data.len();
+    let nothing = BTreeMap::new();
+    let shown = spread(n, n.min(pass.channel_samples));
+    let seen = Mutex::new(InOrder::default());
     progress.begin("calibrating", n as u64);
     let options = RunOptions { threads: if n >= config.threads { 1 } else { config.threads }, ..RunOptions::default() };
-    (0..n).into_par_iter().try_for_each(|i| {
-        let sample = data.sample(i)?;
+    // Bridged, since that hands out samples in their order: few wait to be merged.
+    (0..n).par_bridge().try_for_each(|i| {
+        let sample = pass.data.sample(i)?;
+        let number = shown.binary_search(&i);
+        let (places, mut here) = (if number.is_ok() { &pass.channels } else { &nothing }, BTreeMap::new());
         let outcome = program.run_named(&sample.inputs, options, &mut |g: GraphId, v: ValueId, item: &Item| {
             if let (Item::Tensor(t), Some(tracker)) = (item, trackers.get(&(g, v)))
                 && let Ok(x) = t.slice::<f32>()
             {
                 tracker.lock().unwrap_or_else(PoisonError::into_inner).see(x, t.shape(), i as u64);
             }
+            if let Item::Tensor(t) = item {
+                channels::see(&mut here, places, (g, v), t);
+            }
             Ok(())
         });
         outcome.with_context(|| sample.origin.clone())?;
+        if let Ok(number) = number {
+            seen.lock().unwrap_or_else(PoisonError::into_inner).add(number, here);
+        }
         progress.advance(1);
         Ok::<_, anyhow::Error>(())
     })?;
     progress.end();
     let finished = trackers.into_iter().map(|(p, t)| (p, t.into_inner().unwrap_or_else(PoisonError::into_inner)));
-    Ok(finished.collect())
+    Ok((finished.collect(), seen.into_inner().unwrap_or_else(PoisonError::into_inner).finish()))
 }
 
 /// The name of a place in a calibration cache: the value's, and in bodies of `If` and `Loop` the number of the graph too,

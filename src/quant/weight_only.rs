@@ -18,6 +18,7 @@ use super::measure::{Reference, worst_sqnr};
 use super::plan::{Decision, NodePlace, NodePlan, Place, QuantPlan};
 use super::realize::weight_only::{Item, Matrix, Use, gathers_rows, gemm_obstacle, matrix, realize};
 use super::report::{Kept, Report, StoredWeight};
+use super::self_check::SelfCheck;
 use super::{Data, Progress, Quantized, solve};
 use crate::diag::Sink;
 use crate::error::{Location, Result, bail, ensure};
@@ -154,6 +155,7 @@ pub fn run(
 ) -> Result<Quantized> {
     options.check()?;
     let mut report = Report { before: super::report::Side::of(&model), is_floor_met: true, ..Report::default() };
+    let self_check = SelfCheck::of(&model);
     super::close_inputs(&mut model, sink);
     let floor = config.target.opset.max(options.opset());
     let mut ctx = passes::Ctx::new(sink).opset_floor(floor).keep_transposed(true);
@@ -178,6 +180,7 @@ pub fn run(
     let mut emitted = model.clone();
     realize(&mut emitted, &items)?;
     passes::manager::run(&mut emitted, &passes::CLEANUP, &mut passes::Ctx::new(sink), &mut |_, _| {})?;
+    self_check.verify(&emitted, config, sink)?;
     measure(&model, &emitted, config, data, progress, &mut report)?;
     report.after = super::report::Side::of(&emitted);
     observer("quantize", &emitted);

@@ -6,13 +6,24 @@
 
 use crate::kernels::simd::{self, Kernel};
 
+/// `x` rounded half to even. [`f32::round_ties_even`] is a call into the C library where the processor is not known to
+/// have an instruction for it; this is not, and vectorises.
+#[must_use]
+#[inline(always)]
+pub fn round(x: f32) -> f32 {
+    // From here on floats are whole numbers. Below, adding it leaves no bits for a fraction.
+    const WHOLE: f32 = 8_388_608.0;
+    let shift = WHOLE.copysign(x);
+    if x.abs() < WHOLE { (x + shift) - shift } else { x }
+}
+
 /// The quantized integer of `x`: rounded half to even, shifted, saturated to `[lo, hi]`; a NaN gives `lo`.
 #[must_use]
 #[inline]
 pub fn quantize_one(x: f32, scale: f32, zero_point: i32, lo: i32, hi: i32) -> i32 {
     // In float: what exceeds i32 saturates instead of wrapping. Adding the zero point after rounding is exact here,
     // since beyond 2^24 the value is saturated anyway (types of up to 16 bits).
-    let q = (x / scale).round_ties_even() + zero_point as f32;
+    let q = round(x / scale) + zero_point as f32;
     if q.is_nan() { lo } else { q.clamp(lo as f32, hi as f32) as i32 }
 }
 

@@ -292,11 +292,20 @@ impl Back<'_> {
         let shape = self.output(0)?.shape();
         let mut terms = vec![0.0f32; g.len()];
         for_each_row(shape, [a.shape(), b.shape()], |o, [ix, iy], n, [sx, sy]| {
-            for (i, (t, g)) in terms[o..o + n].iter_mut().zip(&g[o..o + n]).enumerate() {
-                *t = term(*g, x[ix + i * sx], y[iy + i * sy]);
+            let out = terms[o..o + n].iter_mut().zip(&g[o..o + n]);
+            match (sx, sy) {
+                (1, 1) => {
+                    out.zip(&x[ix..ix + n]).zip(&y[iy..iy + n]).for_each(|(((t, &g), &x), &y)| *t = term(g, x, y))
+                }
+                (1, 0) => out.zip(&x[ix..ix + n]).for_each(|((t, &g), &x)| *t = term(g, x, y[iy])),
+                (0, 1) => out.zip(&y[iy..iy + n]).for_each(|((t, &g), &y)| *t = term(g, x[ix], y)),
+                _ => {
+                    out.enumerate().for_each(|(i, (t, &g))| *t = term(g, x[ix + i * sx], y[iy + i * sy]));
+                }
             }
         });
-        self.made(slot, || Ok(summed(&terms, shape, self.input(slot)?.shape())))
+        let to = self.input(slot)?.shape();
+        self.made(slot, || Ok(if to == shape { terms } else { summed(&terms, shape, to) }))
     }
 }
 

@@ -1,6 +1,7 @@
 //! What calibration sees of each channel of an activation: the statistics that equalization and bias correction need.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -72,19 +73,11 @@ impl Channels {
         }
         for (row, run) in x.chunks(inner.max(1)).enumerate() {
             let i = row % n;
-            // Sums of a run in f32 lanes are accurate enough for statistics and vectorise.
-            let (mut lo, mut hi, mut sum, mut sq) = (f32::INFINITY, f32::NEG_INFINITY, 0f32, 0f32);
-            for &x in run {
-                let x = if x.is_finite() { x } else { 0.0 };
-                lo = lo.min(x);
-                hi = hi.max(x);
-                sum += x;
-                sq += x * x;
-            }
+            let (lo, hi, sum, sum_sq) = of_run(run);
             c.min[i] = c.min[i].min(lo);
             c.max[i] = c.max[i].max(hi);
             c.sum[i] += f64::from(sum);
-            c.sum_sq[i] += f64::from(sq);
+            c.sum_sq[i] += f64::from(sum_sq);
         }
         Some(c)
     }
@@ -93,8 +86,9 @@ impl Channels {
     pub fn merge(&mut self, o: &Channels) {
         if self.min.is_empty() {
             *self = o.clone();
+            return;
         }
-        if self.min.len() != o.min.len() || std::ptr::eq(self, o) {
+        if self.min.len() != o.min.len() {
             return;
         }
         for i in 0..self.min.len() {
@@ -119,6 +113,62 @@ impl Channels {
     }
 }
 
+/// Smallest, largest, sum and sum of squares of values of one channel, those that are not finite taken for 0. Eight lanes
+/// at a time, which the compiler turns into vector instructions; sums in f32 are accurate enough for statistics.
+fn of_run(run: &[f32]) -> (f32, f32, f32, f32) {
+    const LANES: usize = 8;
+    let (mut lo, mut hi) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
+    let (mut sum, mut sum_sq) = ([0f32; LANES], [0f32; LANES]);
+    let mut add = |i: usize, x: f32| {
+        let x = if x.is_finite() { x } else { 0.0 };
+        lo[i] = if x < lo[i] { x } else { lo[i] };
+        hi[i] = if x > hi[i] { x } else { hi[i] };
+        sum[i] += x;
+        sum_sq[i] += x * x;
+    };
+    let (chunks, rest) = run.as_chunks::<LANES>();
+    chunks.iter().for_each(|c| (0..LANES).for_each(|i| add(i, c[i])));
+    rest.iter().enumerate().for_each(|(i, &x)| add(i, x));
+    let least = lo.into_iter().fold(f32::INFINITY, f32::min);
+    (least, hi.into_iter().fold(f32::NEG_INFINITY, f32::max), sum.iter().sum(), sum_sq.iter().sum())
+}
+
+/// Statistics of several tensors over samples that may be done in any order: merged in the order of their numbers, so
+/// that rounding does not depend on threads.
+#[derive(Debug, Default)]
+pub struct InOrder {
+    merged: BTreeMap<Place, Channels>,
+    /// The number of the next sample to merge.
+    next: usize,
+    waiting: BTreeMap<usize, BTreeMap<Place, Channels>>,
+}
+
+impl InOrder {
+    /// What sample `i` showed; every sample from 0 on is to be given once.
+    pub fn add(&mut self, i: usize, seen: BTreeMap<Place, Channels>) {
+        self.waiting.insert(i, seen);
+        while let Some(seen) = self.waiting.remove(&self.next) {
+            self.next += 1;
+            for (place, c) in seen {
+                self.merged.entry(place).or_default().merge(&c);
+            }
+        }
+    }
+
+    /// The statistics of all samples.
+    #[must_use]
+    pub fn finish(self) -> BTreeMap<Place, Channels> {
+        self.merged
+    }
+}
+
+/// Adds what a value of a sample shows of a place that is asked for.
+pub fn see(seen: &mut BTreeMap<Place, Channels>, places: &BTreeMap<Place, Axis>, place: Place, t: &Tensor) {
+    if let Some(c) = places.get(&place).and_then(|&axis| Channels::of(t, axis)) {
+        seen.entry(place).or_default().merge(&c);
+    }
+}
+
 /// Runs the float model on at most `limit` samples, spread evenly, and gathers the statistics of these places.
 ///
 /// # Errors
@@ -132,37 +182,22 @@ pub fn gather(
     let program =
         Program::compile(model, &CompileOptions { watch: &|g, v| places.contains_key(&(g, v)), skip_unknown: true })?;
     let n = data.len().min(limit);
-    let per_sample = (0..n)
-        .into_par_iter()
-        .map(|i| {
-            let sample = data.sample(i * data.len() / n)?;
-            let mut seen: BTreeMap<Place, Channels> = BTreeMap::new();
-            let tap = &mut |g: GraphId, v: ValueId, item: &Item| {
-                if let (Item::Tensor(t), Some(axis)) = (item, places.get(&(g, v)))
-                    && let Some(c) = Channels::of(t, *axis)
-                {
-                    match seen.entry((g, v)) {
-                        std::collections::btree_map::Entry::Vacant(e) => drop(e.insert(c)),
-                        std::collections::btree_map::Entry::Occupied(mut e) => e.get_mut().merge(&c),
-                    }
-                }
-                Ok(())
-            };
-            program.run_named(&sample.inputs, RunOptions::default(), tap).with_context(|| sample.origin.clone())?;
-            Ok(seen)
-        })
-        .collect::<Result<Vec<_>>>()?;
-    // Merged in the order of the samples, so that rounding does not depend on threads.
-    let mut all: BTreeMap<Place, Channels> = BTreeMap::new();
-    for seen in per_sample {
-        for (place, c) in seen {
-            match all.entry(place) {
-                std::collections::btree_map::Entry::Vacant(e) => drop(e.insert(c)),
-                std::collections::btree_map::Entry::Occupied(mut e) => e.get_mut().merge(&c),
+    let all = Mutex::new(InOrder::default());
+    // Bridged, since that hands out samples in their order: few wait to be merged.
+    (0..n).par_bridge().try_for_each(|i| {
+        let sample = data.sample(i * data.len() / n)?;
+        let mut seen = BTreeMap::new();
+        let tap = &mut |g: GraphId, v: ValueId, item: &Item| {
+            if let Item::Tensor(t) = item {
+                see(&mut seen, places, (g, v), t);
             }
-        }
-    }
-    Ok(all)
+            Ok(())
+        };
+        program.run_named(&sample.inputs, RunOptions::default(), tap).with_context(|| sample.origin.clone())?;
+        all.lock().unwrap_or_else(PoisonError::into_inner).add(i, seen);
+        Ok::<_, anyhow::Error>(())
+    })?;
+    Ok(all.into_inner().unwrap_or_else(PoisonError::into_inner).finish())
 }
 
 #[cfg(test)]

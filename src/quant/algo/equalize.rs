@@ -55,6 +55,8 @@ pub struct Equalized {
     pub gain_db: f64,
     /// Whether a `Mul` was added, since no constant on the making side can take the factor.
     pub added_mul: bool,
+    /// The values of the model that are other ones now; the result of an added `Mul` is not among them.
+    pub scaled: Vec<Place>,
 }
 
 /// A weighted node that reads the tensor.
@@ -117,7 +119,8 @@ pub fn equalize(
             Maker::Fold(fold) => fold::apply(model, &mut names, id, fold, &factors)?,
             Maker::Mul => add_mul(model, &mut names, id, v, &nodes, &factors)?,
         }
-        done.push(Equalized { tensor, alpha, gain_db, added_mul: matches!(maker, Maker::Mul) });
+        let scaled = if let Maker::Fold(f) = &maker { f.scaled.iter().map(|&v| (id, v)).collect() } else { Vec::new() };
+        done.push(Equalized { tensor, alpha, gain_db, added_mul: matches!(maker, Maker::Mul), scaled });
     }
     Ok(done)
 }

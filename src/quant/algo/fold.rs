@@ -28,9 +28,15 @@ pub struct Fold {
     edits: Vec<Edit>,
     /// What scaled values must stay below: the upper bound of a `Clip` on the way.
     pub limit: Option<f32>,
+    /// The values that are scaled, from the tensor back to where the constants are.
+    pub scaled: Vec<ValueId>,
 }
 
 impl Fold {
+    fn of(edit: Edit) -> Self {
+        Fold { edits: vec![edit], limit: None, scaled: Vec::new() }
+    }
+
     fn and(mut self, edit: Edit) -> Self {
         self.edits.push(edit);
         self
@@ -55,6 +61,12 @@ struct Search<'a> {
 
 impl Search<'_> {
     fn value(&self, v: ValueId, axis: Axis, steps: usize) -> Option<Fold> {
+        let mut fold = self.made(v, axis, steps)?;
+        fold.scaled.push(v);
+        Some(fold)
+    }
+
+    fn made(&self, v: ValueId, axis: Axis, steps: usize) -> Option<Fold> {
         let g = self.model.graph(self.id);
         let (n, out) = g.producer(v)?;
         if out != 0 || steps == 0 {
@@ -129,7 +141,7 @@ impl Search<'_> {
         if layout.n_outputs(w.shape()) != self.n || is_conv != (axis == Axis::Second) || is_scaled {
             return None;
         }
-        let mut fold = Fold { edits: vec![Edit::Weight { node: n, slot: weight, layout }], limit: None };
+        let mut fold = Fold::of(Edit::Weight { node: n, slot: weight, layout });
         if let Some(slot) = bias.filter(|&slot| g.input(n, slot).is_some()) {
             self.stored(n, slot).filter(|t| t.len() == self.n && t.shape().last() == Some(&self.n))?;
             fold = fold.and(Edit::Vector { node: n, slot });
@@ -194,7 +206,7 @@ impl Search<'_> {
         if axis != at || !is_vector(first) {
             return None;
         }
-        let mut fold = Fold { edits: vec![Edit::Vector { node: n, slot: first }], limit: None };
+        let mut fold = Fold::of(Edit::Vector { node: n, slot: first });
         if g.input(n, first + 1).is_some() {
             if !is_vector(first + 1) {
                 return None;
@@ -210,7 +222,7 @@ impl Search<'_> {
         let divides = g.node(n).op_type == "Div";
         let slots = if divides { 1..2 } else { 0..2 };
         if let Some(slot) = slots.clone().find(|&slot| self.is_operand(n, slot, axis)) {
-            return Some(Fold { edits: vec![Edit::Operand { node: n, slot, axis, divide: divides }], limit: None });
+            return Some(Fold::of(Edit::Operand { node: n, slot, axis, divide: divides }));
         }
         // Only an operand that has the channels of the result can take them.
         let full = |slot: &usize| {

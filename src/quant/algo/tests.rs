@@ -11,7 +11,7 @@ use crate::ir::text_parse::parse;
 use crate::ir::{GraphId, Model, NodeId};
 use crate::quant::annotate::Excluded;
 use crate::quant::facts::Facts;
-use crate::quant::solve::{Observed, Solver, compile, observe};
+use crate::quant::solve::{Observed, Pass, Solver, compile, observe};
 use crate::quant::{Config, QuantPlan, Quiet};
 use crate::tensor::Tensor;
 
@@ -88,7 +88,8 @@ impl Solved {
         let none = Excluded::new();
         let first = data.sample(0).unwrap();
         let facts = Facts::of(&model, &first.inputs, RunOptions::default(), false).unwrap();
-        let observed = observe(&model, &config, &facts, &none, data, &Quiet, &mut Sink::default()).unwrap();
+        let observed =
+            observe(&model, &config, &facts, &none, &Pass::ranges(data), &Quiet, &mut Sink::default()).unwrap().0;
         let solver = Solver { model: &model, config: &config, facts: &facts, observed: &observed };
         let plan = solver.plan(&none).unwrap();
         Solved { model, config, facts, observed, plan }

@@ -30,6 +30,7 @@ pub(crate) use conv::geometry as conv_geometry;
 pub use infer_ctx::{InferBodies, InferCtx};
 pub use quant_rule::{OutputRange, QuantRule, Slots, WeightAxis};
 pub use reverse::{Back, Gradients, reverse_rule};
+pub use rnn::is_recurrent;
 
 use crate::error::Result;
 use crate::ir::Domain;

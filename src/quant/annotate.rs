@@ -14,7 +14,7 @@ use super::scheme::Form;
 use super::target::{BiasType, OutputNeed, Row, Target};
 use crate::error::Result;
 use crate::ir::{Attr, Def, Dim, Graph, GraphId, Model, NodeId, TensorRef, ValueId};
-use crate::ops::{OutputRange, QuantRule, WeightAxis, lookup, quant_rule};
+use crate::ops::{OpDef, OutputRange, QuantRule, WeightAxis, is_recurrent, lookup, quant_rule};
 use crate::tensor::DType;
 
 /// A node that must stay float, with the reason for the user.
@@ -45,10 +45,14 @@ pub fn constant(model: &Model, graph: GraphId, value: ValueId) -> Option<&Tensor
 
 /// The quantization rule of a node; `None` for an operator that is not known.
 #[must_use]
-pub fn rule(model: &Model, (id, n): NodePlace) -> Option<QuantRule> {
+pub fn rule(model: &Model, place: NodePlace) -> Option<QuantRule> {
+    def(model, place).map(|d| d.quant)
+}
+
+fn def(model: &Model, (id, n): NodePlace) -> Option<&'static OpDef> {
     let node = model.graph(id).node(n);
     let opset = model.opsets_in(id).iter().find(|(d, _)| *d == node.domain).map_or(1, |(_, v)| *v);
-    lookup(&node.domain, &node.op_type, opset).map(|d| d.quant)
+    lookup(&node.domain, &node.op_type, opset)
 }
 
 /// What a node could be.
@@ -528,22 +532,29 @@ impl<'a> GraphPlanner<'a> {
     }
 
     fn macs(&self, n: NodeId) -> u64 {
+        let shape = |v: ValueId| match constant(self.model, self.id, v) {
+            Some(t) => t.shape().to_vec(),
+            None => self.facts.shape((self.id, v)).map(<[usize]>::to_vec).unwrap_or_default(),
+        };
+        let elements = |v: ValueId| shape(v).iter().map(|&n| n as u64).product::<u64>();
+        if def(self.model, (self.id, n)).is_some_and(is_recurrent) {
+            let [Some(x), Some(w), Some(r)] = [0, 1, 2].map(|slot| self.g.input(n, slot)) else { return 0 };
+            let &[sequence, batch, _] = shape(x).as_slice() else { return 0 };
+            // Each row of the sequence meets every weight.
+            return (sequence * batch) as u64 * (elements(w) + elements(r));
+        }
         // Nodes that stay float by choice have their share of the work, too.
         let known = self.rule.get(&n).copied().or_else(|| rule(self.model, (self.id, n)));
         let Some(QuantRule::Weighted { weight, axis, .. }) = known else { return 0 };
         let (Some(w), Some(y)) = (self.g.input(n, weight), self.g.output(n, 0)) else { return 0 };
-        let w_shape = match constant(self.model, self.id, w) {
-            Some(t) => t.shape().to_vec(),
-            None => self.facts.shape((self.id, w)).map(<[usize]>::to_vec).unwrap_or_default(),
-        };
+        let w_shape = shape(w);
         let y_shape: Vec<Dim> = match self.facts.shape((self.id, y)) {
             Some(s) => s.iter().map(|&n| Dim::Known(n)).collect(),
             None => return 0,
         };
-        let x_shape = || self.g.input(n, 0).and_then(|x| self.facts.shape((self.id, x))).map(<[usize]>::to_vec);
         if axis == WeightAxis::Fixed(1) {
             // Input channels come first (ConvTranspose): each input element meets every weight of its channel.
-            let input: u64 = x_shape().unwrap_or_default().iter().map(|&n| n as u64).product();
+            let input = self.g.input(n, 0).map_or(0, elements);
             return input * w_shape.iter().skip(1).map(|&n| n as u64).product::<u64>();
         }
         quant_rule::macs(axis, &self.g.node(n).attrs, &w_shape, &y_shape)

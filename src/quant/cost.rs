@@ -47,9 +47,6 @@ pub struct Row {
     /// Whether its float kernel takes and gives the blocked layout of the float convolutions.
     #[serde(default)]
     blocked: bool,
-    /// Whether it meets all of its weights for each row of its input.
-    #[serde(default)]
-    recurrent: bool,
 }
 
 /// The `[cost]` table of a target.
@@ -119,12 +116,6 @@ impl Costs {
     #[must_use]
     pub fn is_blocked(&self, op_type: &str) -> bool {
         self.ops.get(op_type).is_some_and(|r| r.blocked)
-    }
-
-    /// Whether a node of this kind meets all of its weights for each row of its input.
-    #[must_use]
-    pub fn is_recurrent(&self, op_type: &str) -> bool {
-        self.ops.get(op_type).is_some_and(|r| r.recurrent)
     }
 
     /// Microseconds to bring so many elements into the blocked layout, and out of it.

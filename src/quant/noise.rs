@@ -116,7 +116,7 @@ impl NoiseModel {
         let together = outputs.len() > options.outputs;
         let groups = if together { 1 } else { outputs.len() };
         ensure!(groups > 0 && !data.is_empty(), "a noise model needs outputs and samples");
-        let samples = options.samples.min(data.len()).min((options.passes / groups).max(2)).max(1);
+        let samples = options.samples.min(data.len()).min(options.passes / groups).max(1);
         let probes = (options.passes / (samples * groups)).max(1);
         let mut model = NoiseModel {
             names: if together {

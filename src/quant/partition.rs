@@ -163,8 +163,7 @@ impl Partition<'_> {
         let node = g.node(n);
         let outputs: u64 = g.node_outputs(n).into_iter().flatten().map(|v| self.elements(id, v)).sum();
         let Some(rule) = rule(self.model, plan.place) else {
-            let macs = if costs.is_recurrent(&node.op_type) { self.recurrent_macs(plan.place) } else { plan.macs };
-            return costs.node(&node.op_type, &Work { macs, outputs, ..Work::default() });
+            return costs.node(&node.op_type, &Work { macs: plan.macs, outputs, ..Work::default() });
         };
         let data: Vec<ValueId> =
             g.node_inputs(n).into_iter().enumerate().filter_map(|(s, v)| v.filter(|_| rule.is_data(s))).collect();
@@ -195,15 +194,6 @@ impl Partition<'_> {
             .any(|&v| g.n_uses(v) == 1 && g.producer(v).is_some_and(|(m, _)| costs.fuses(&g.node(m).op_type)));
         let (float, integer) = costs.node(&node.op_type, &work);
         (float + self.reorders(plan.place, &data, costs), integer)
-    }
-
-    /// Multiply-accumulate operations of a recurrent operator (`X`, `W` and `R` are its first inputs): each row of the
-    /// sequence meets every weight.
-    fn recurrent_macs(&self, (id, n): NodePlace) -> u64 {
-        let g = self.model.graph(id);
-        let [Some(x), Some(w), Some(r)] = [0, 1, 2].map(|slot| g.input(n, slot)) else { return 0 };
-        let Some(&[sequence, batch, _]) = self.shape(id, x) else { return 0 };
-        (sequence * batch) as u64 * (self.elements(id, w) + self.elements(id, r))
     }
 
     /// What changes of layout around a float node cost, where all others are float too.

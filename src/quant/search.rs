@@ -37,6 +37,8 @@ const CHANNEL_SAMPLES: (usize, usize) = (32, 8);
 /// Multiply-accumulate operations of one run beyond which a model is much work; a single sample then shows many
 /// positions of each channel.
 const MUCH_MACS: u64 = 1_000_000_000;
+/// Multiply-accumulate operations of one run beyond which gradients take longer than all other choices.
+const SOME_MACS: u64 = 100_000_000;
 /// A model as good as this on the samples that choices are verified on is over the floor on any.
 const SAFE_DB: f64 = 32.0;
 /// By how much a model must be over the floor on held-out samples, in dB.
@@ -480,7 +482,8 @@ impl Search<'_> {
     fn noise(&self, variant: &Variant, plan: &QuantPlan, excluded: &Excluded, polish: Polish<'_>) -> Result<Noise> {
         self.progress.begin("finding gradients", 1);
         let all = NoiseOptions::default();
-        let options = if is_much(plan) { NoiseOptions { passes: all.passes / 2, ..all } } else { all };
+        // What is predicted is verified: of models that take long, half the passes are enough.
+        let options = if plan.macs().0 > SOME_MACS { NoiseOptions { passes: all.passes / 2, ..all } } else { all };
         let model = NoiseModel::new(&variant.solver(self.config), plan, &self.fit, &options)?;
         self.progress.end();
         let parts = model.contributions(&variant.model, plan);

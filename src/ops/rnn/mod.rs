@@ -43,6 +43,12 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef { name: "LSTM", since: 14, inputs: Arity::range(3, 8), outputs: Arity::range(0, 3), ..RECURRENT },
 ];
 
+/// Whether an operator is a recurrent layer of ONNX's: its first inputs are `X [sequence, batch, input]`, `W` and `R`.
+#[must_use]
+pub fn is_recurrent(def: &OpDef) -> bool {
+    OPS.iter().any(|d| d.name == def.name && d.domain == def.domain)
+}
+
 fn n_directions(attrs: &Attrs) -> Result<usize> {
     match attrs.str("direction").unwrap_or("forward") {
         "forward" | "reverse" => Ok(1),

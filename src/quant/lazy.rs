@@ -270,6 +270,12 @@ struct Part {
     shape: Vec<usize>,
 }
 
+/// Whether a tensor is one of a weight that is quantized while it is written.
+#[must_use]
+pub fn is_made_later(t: &TensorRef) -> bool {
+    t.source().as_any().is::<Part>()
+}
+
 impl TensorSource for Part {
     fn dtype(&self) -> DType {
         self.dtype

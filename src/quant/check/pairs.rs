@@ -21,10 +21,10 @@ fn weight_axis(v: &View<'_>, out: &mut Found) {
         let Some(w) = v.weighted(n, None) else { continue };
         let (Some(stored), Some(scale)) = (v.stored_input(w.dq, 0), v.stored_input(w.dq, 1)) else { continue };
         let is_blocked = v.node(w.dq).attrs.int("block_size").is_some_and(|b| b > 0);
-        if scale.rank() != 1 || scale.len() < 2 || is_blocked {
+        if scale.shape().len() != 1 || scale.len() < 2 || is_blocked {
             continue;
         }
-        let want = w.axis.resolve(&v.node(n).attrs, stored.rank()).map(|a| a as i64);
+        let want = w.axis.resolve(&v.node(n).attrs, stored.shape().len()).map(|a| a as i64);
         let axis = v.axis(w.dq);
         if axis != want {
             let (axis, want) = (axis.unwrap_or(-1), want.unwrap_or(-1));
@@ -40,7 +40,7 @@ fn bias_scale(v: &View<'_>, out: &mut Found) {
         if v.quantized_type(b) != Some(DType::I32) {
             continue;
         }
-        let scale = |dq| v.stored_input(dq, 1).and_then(|t| t.slice::<f32>().ok());
+        let scale = |dq| v.elements(dq, 1).and_then(|t| t.slice::<f32>().ok());
         let Some(x) = v.dq_at(n, w.data) else { continue };
         let (Some(b), Some(x), Some(w)) = (scale(b), scale(x), scale(w.dq)) else { continue };
         let ([x], true) = (x, b.len() == w.len() || b.len() == 1 || w.len() == 1) else {
@@ -78,8 +78,8 @@ fn moved(v: &View<'_>, out: &mut Found) {
         for y in v.g.node_outputs(n).into_iter().flatten() {
             for q in v.qs_on(v.behind(y)) {
                 let same = |slot: usize| {
-                    let (a, b) = (v.input(x, slot), v.input(q, slot));
-                    a == b || a.and_then(|a| v.stored(a)).is_some_and(|a| b.and_then(|b| v.stored(b)) == Some(a))
+                    v.input(x, slot) == v.input(q, slot)
+                        || v.elements(x, slot).is_some_and(|a| v.elements(q, slot) == Some(a))
                 };
                 if !(same(1) && same(2)) {
                     let what = "its input and output differ in scale or zero point, which makes it compute in float";

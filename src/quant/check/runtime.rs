@@ -186,7 +186,7 @@ fn weight_saturates(v: &View<'_>, t: &Target, out: &mut Found) {
         return;
     }
     for (n, w) in weights(v, t) {
-        let Some(q) = v.stored_input(w.dq, 0).and_then(|q| q.slice::<i8>().ok()) else { continue };
+        let Some(q) = v.elements(w.dq, 0).and_then(|q| q.slice::<i8>().ok()) else { continue };
         let worst = q.iter().map(|q| i32::from(*q).abs()).max().unwrap_or(0);
         if worst > 64 {
             let what =
@@ -239,7 +239,7 @@ fn every_run(v: &View<'_>, t: &Target, out: &mut Found) {
     }
     for dq in v.quantizers().filter(|&n| v.is_dq(n) && v.is_weight(n)) {
         let (Some(w), Some(y)) = (v.stored_input(dq, 0), v.g.output(dq, 0)) else { continue };
-        if w.rank() < 2 {
+        if w.shape().len() < 2 {
             continue;
         }
         let readers = v.g.consumers(y);
@@ -264,7 +264,7 @@ fn fuses_weight_only(v: &View<'_>, n: NodeId, slot: usize) -> bool {
         WeightAxis::Fixed(_) => false,
     };
     let Some(dq) = v.dq_at(n, slot) else { return false };
-    let rank = v.stored_input(dq, 0).map(crate::tensor::Tensor::rank);
+    let rank = v.stored_input(dq, 0).map(|t| t.shape().len());
     let block = v.node(dq).attrs.int("block_size").unwrap_or(0);
     let blocked = block > 0 && v.axis(dq) == Some(0) && (16..=256).contains(&block) && block.count_ones() == 1;
     let by_column = v.stored_input(dq, 1).is_some_and(|s| s.len() == 1) || v.axis(dq) == Some(1);

@@ -114,7 +114,7 @@ fn type_before_opset(v: &View<'_>, out: &mut Found) {
         if v.node(n).attrs.int("block_size").is_some_and(|b| b != 0) {
             need(21, "quantization in blocks".into());
         }
-        if v.stored_input(n, 1).is_some_and(|s| s.rank() == 1 && s.len() > 1) {
+        if v.stored_input(n, 1).is_some_and(|s| s.shape().len() == 1 && s.len() > 1) {
             need(13, "a scale for each channel".into());
         }
     }
@@ -161,7 +161,7 @@ fn scale_not_constant(v: &View<'_>, out: &mut Found) {
 
 fn scale_not_positive(v: &View<'_>, out: &mut Found) {
     for n in v.quantizers() {
-        let Some(scale) = v.stored_input(n, 1).and_then(|s| s.to_f64s().ok()) else { continue };
+        let Some(scale) = v.elements(n, 1).and_then(|s| s.to_f64s().ok()) else { continue };
         if let Some((i, s)) = scale.iter().enumerate().find(|(_, s)| !(**s > 0.0 && s.is_finite())) {
             out.push((v.at(n), format!("scale {i} is {s}, not positive and finite")));
         }
@@ -194,7 +194,7 @@ fn scale_length(v: &View<'_>, out: &mut Found) {
         let axis = v.axis(n).and_then(|a| usize::try_from(a).ok()).filter(|&a| a < dims.len());
         if block > 0 {
             let block = block as usize;
-            let fits = scale.rank() == dims.len()
+            let fits = scale.shape().len() == dims.len()
                 && axis.is_some_and(|a| {
                     scale.shape().iter().zip(&dims).enumerate().all(|(i, (&s, d))| match d {
                         Dim::Known(d) if i == a => s == d.div_ceil(block),
@@ -206,7 +206,7 @@ fn scale_length(v: &View<'_>, out: &mut Found) {
                 let shape = scale.shape();
                 out.push((v.at(n), format!("scales of shape {shape:?} do not fit blocks of {block} of its data")));
             }
-        } else if scale.rank() == 1 && scale.len() > 1 {
+        } else if scale.shape().len() == 1 && scale.len() > 1 {
             if let Some(Dim::Known(d)) = axis.and_then(|a| dims.get(a))
                 && *d != scale.len()
             {

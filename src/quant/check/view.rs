@@ -1,9 +1,10 @@
 //! What rules ask of a graph.
 
 use crate::error::Location;
-use crate::ir::{Dim, Graph, GraphId, Model, Node, NodeId, ValueId};
+use crate::ir::{Dim, Graph, GraphId, Model, Node, NodeId, TensorRef, ValueId};
 use crate::ops::{QuantRule, lookup, quant_rule};
 use crate::quant::annotate::constant;
+use crate::quant::lazy;
 use crate::quant::target::Target;
 use crate::tensor::{DType, Tensor};
 
@@ -60,13 +61,19 @@ impl<'a> View<'a> {
         self.g.input(n, slot)
     }
 
-    pub(super) fn stored(&self, v: ValueId) -> Option<&'a Tensor> {
-        constant(self.model, self.id, v).and_then(|t| t.get().ok())
+    pub(super) fn stored(&self, v: ValueId) -> Option<&'a TensorRef> {
+        constant(self.model, self.id, v)
     }
 
-    /// The stored tensor at an input.
-    pub(super) fn stored_input(&self, n: NodeId, slot: usize) -> Option<&'a Tensor> {
+    /// The stored tensor at an input: type and shape, which need no decoding.
+    pub(super) fn stored_input(&self, n: NodeId, slot: usize) -> Option<&'a TensorRef> {
         self.stored(self.input(n, slot)?)
+    }
+
+    /// The elements of the stored tensor at an input. Those of a weight that is made while it is written are not looked
+    /// at: a model of any size is checked in little memory.
+    pub(super) fn elements(&self, n: NodeId, slot: usize) -> Option<&'a Tensor> {
+        self.stored_input(n, slot).filter(|t| !lazy::is_made_later(t)).and_then(|t| t.get().ok())
     }
 
     /// The `DequantizeLinear` that makes a value.
@@ -120,10 +127,12 @@ impl<'a> View<'a> {
         Some(if axis < 0 { axis + rank } else { axis })
     }
 
-    /// Whether the zero points are all what a symmetric scheme has; `None` when they are not stored.
+    /// Whether the zero points are all what a symmetric scheme has; `None` when they are not stored or not looked at.
     pub(super) fn zero_is(&self, n: NodeId, wanted: impl Fn(DType) -> i64) -> Option<bool> {
-        let Some(v) = self.input(n, 2) else { return Some(self.quantized_type(n).is_none_or(|d| wanted(d) == 0)) };
-        let zero = self.stored(v)?;
+        if self.input(n, 2).is_none() {
+            return Some(self.quantized_type(n).is_none_or(|d| wanted(d) == 0));
+        }
+        let zero = self.elements(n, 2)?;
         let wanted = wanted(zero.dtype());
         Some(zero.to_f64s().ok()?.iter().all(|&z| z == wanted as f64))
     }

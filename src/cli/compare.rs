@@ -74,7 +74,7 @@ impl Args {
             }
         };
         let is_gated = self.min_sqnr.is_some() || self.max_abs.is_some() || self.min_cosine.is_some();
-        check(!(is_gated && o.is_broken), "is not finite or has another shape".into());
+        check(!(is_gated && o.is_broken), "is not finite or has another rank".into());
         // Written so that a NaN does not pass.
         if let Some(least) = self.min_sqnr {
             check(o.sqnr_db >= least, format!("SQNR {:.1} dB is below {least} dB (--min-sqnr)", o.sqnr_db));

@@ -25,7 +25,7 @@ pub struct OutputError {
     /// The share of rows whose largest element is the same, when the output looks like class scores: rank 2 (or 3, per
     /// step) with at least 2 classes.
     pub top1_agreement: Option<f64>,
-    /// Whether the float model's output was finite and the other's was not.
+    /// Whether the float model's output was finite and the other's was not, or has another rank.
     pub is_broken: bool,
 }
 
@@ -46,11 +46,18 @@ pub(super) struct Sums {
 impl Sums {
     pub(super) fn of(x: &Tensor, y: &Tensor) -> Result<Self> {
         let mut s = Sums { samples: 1, ..Sums::default() };
-        if x.shape() != y.shape() {
+        if x.rank() != y.rank() {
             s.is_broken = true;
             return Ok(s);
         }
-        let (a, b) = (x.to_f32s()?, y.to_f32s()?);
+        let (a, mut b) = (x.to_f32s()?, y.to_f32s()?);
+        if x.shape() != y.shape() {
+            // A loop that ended earlier or later, another number of boxes: what is missing counts as 0, and so does what
+            // should not be there.
+            let (values, beyond) = fitted(&b, y.shape(), x.shape());
+            b = values.into();
+            s.noise += beyond;
+        }
         let (n, inner) = channels(x.shape());
         s.channels = vec![(0.0, 0.0); n];
         let (mut dot, mut yy) = (0.0, 0.0);
@@ -127,6 +134,27 @@ impl Sums {
             is_broken: self.is_broken,
         }
     }
+}
+
+/// The elements of a tensor of shape `from` in a shape of the same rank, zeros where it has none, and the power of those
+/// that have no place in it.
+fn fitted(x: &[f32], from: &[usize], to: &[usize]) -> (Vec<f32>, f64) {
+    let mut out = vec![0.0; to.iter().product()];
+    let mut beyond = 0.0;
+    for (i, &x) in x.iter().enumerate() {
+        let (mut rest, mut at, mut stride, mut is_inside) = (i, 0, 1, true);
+        for (&n, &m) in from.iter().zip(to).rev() {
+            let k = rest % n;
+            (rest, at) = (rest / n, at + k * stride);
+            (stride, is_inside) = (stride * m, is_inside && k < m);
+        }
+        if is_inside {
+            out[at] = x;
+        } else if x.is_finite() {
+            beyond += f64::from(x) * f64::from(x);
+        }
+    }
+    (out, beyond)
 }
 
 /// Number of channel slices and elements of one slice's contiguous run.
@@ -309,5 +337,17 @@ mod tests {
         assert_eq!(e.top1_agreement, Some(1.0));
         let e = Sums::of(&x, &x).unwrap().finish("y");
         assert!(e.sqnr_db.is_infinite() && (e.cosine - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_is_missing_or_too_much_counts_as_noise() {
+        let x = Tensor::new(&[1, 2, 2], vec![1.0f32, 2.0, 3.0, 4.0]).unwrap();
+        let shorter = Tensor::new(&[1, 1, 2], vec![1.0f32, 2.0]).unwrap();
+        let e = Sums::of(&x, &shorter).unwrap().finish("y");
+        assert!((e.sqnr_db - 10.0 * (30.0f64 / 25.0).log10()).abs() < 1e-9 && !e.is_broken, "{e:?}");
+        let wider = Tensor::new(&[1, 2, 3], vec![1.0f32, 2.0, 5.0, 3.0, 4.0, 0.0]).unwrap();
+        let e = Sums::of(&x, &wider).unwrap().finish("y");
+        assert!((e.sqnr_db - 10.0 * (30.0f64 / 25.0).log10()).abs() < 1e-9, "{e:?}");
+        assert!(Sums::of(&x, &Tensor::new(&[4], vec![0.0f32; 4]).unwrap()).unwrap().is_broken);
     }
 }

@@ -117,7 +117,7 @@ pub fn quantize(
         }
     };
     if let Some(o) = report.outputs.iter().find(|o| o.is_broken) {
-        bail!("the quantized model's output \"{}\" is not finite or has another shape", o.name);
+        bail!("the quantized model's output \"{}\" is not finite or has another rank", o.name);
     }
     report.is_floor_met = measure::worst_sqnr(&report.outputs) >= config.min_sqnr_db;
     report.n_calibration = data.calibration.len();

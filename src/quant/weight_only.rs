@@ -205,7 +205,7 @@ pub(super) fn measure(
     report.outputs = reference.compare(&solve::compile(emitted)?, usize::MAX, config.threads)?;
     progress.end();
     if let Some(o) = report.outputs.iter().find(|o| o.is_broken) {
-        bail!("the quantized model's output \"{}\" is not finite or has another shape", o.name);
+        bail!("the quantized model's output \"{}\" is not finite or has another rank", o.name);
     }
     report.is_floor_met = worst_sqnr(&report.outputs) >= config.min_sqnr_db;
     report.n_calibration = data.calibration.len();

@@ -11,6 +11,8 @@ pub mod dynamic;
 pub mod extract;
 pub mod facts;
 pub mod importance;
+pub mod judge;
+pub mod labels;
 pub mod lazy;
 pub mod measure;
 pub mod memory;
@@ -29,6 +31,7 @@ pub mod search;
 pub mod sensitivity;
 pub mod solve;
 pub mod target;
+pub mod traps;
 pub mod weight_only;
 
 use std::collections::BTreeMap;
@@ -56,6 +59,8 @@ pub struct Data<'a> {
     pub holdout: &'a dyn Dataset,
     /// Whether the two are the same, for want of samples.
     pub is_shared: bool,
+    /// What is known of the samples, to judge by.
+    pub labels: Option<&'a labels::Labels>,
 }
 
 /// What a run gives.
@@ -118,6 +123,11 @@ pub fn quantize(
     if let Some(o) = report.outputs.iter().find(|o| o.is_broken) {
         bail!("the quantized model's output \"{}\" is not finite or has another shape", o.name);
     }
+    if let Some(labels) = data.labels {
+        let samples = (data.calibration, data.holdout);
+        report.judged = Some(labels::Judged::new((&program, &quantized), samples, labels, config.threads)?);
+    }
+    report.traps.extend(traps::outputs(&report.outputs));
     report.is_floor_met = measure::worst_sqnr(&report.outputs) >= config.min_sqnr_db;
     report.n_calibration = data.calibration.len();
     report.holdout_is_calibration = data.is_shared;
@@ -191,8 +201,10 @@ pub fn quantize_without_data(
     let facts = facts::Facts::of(&model, &sample.inputs, options, true)
         .with_context(|| format!("running the float model on {}", sample.origin))?;
     let observed = solve::cached(&model, config, &facts, &excluded, cache, sink)?;
+    let excluded = traps::exclude(&model, config, &facts, &observed, &excluded)?;
     let solver = solve::Solver { model: &model, config, facts: &facts, observed: &observed };
     let plan = solver.plan(&excluded)?;
+    report.traps = traps::found(&model, config, &facts, &observed, &plan);
     let emitted = solver.emit(&plan)?;
     self_check(&emitted, config, sink)?;
     report_unused(&model, &plan, config, sink);

@@ -7,17 +7,19 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::Data;
-use super::algo::{bias_correct, channels, equalize, gptq, moments};
+use super::algo::{Improvement, What, ada_round, bias_correct, channels, equalize, gptq, moments, weight_clip};
 use super::annotate::{Excluded, annotate};
-use super::config::{Config, Effort};
+use super::config::Config;
 use super::facts::Facts;
-use super::measure::{OutputError, Reference, spread, worst_drop, worst_sqnr};
+use super::judge::{Judge, Verdict};
+use super::measure::{Reference, spread, worst_sqnr};
 use super::noise::{NoiseModel, NoiseOptions, Site};
 use super::partition::{Noise, Partition};
 use super::plan::{Decision, NodePlace, Place, QuantPlan};
 use super::progress::Progress;
 use super::report::Report;
 use super::solve::{self, Observed, Solver, compile};
+use super::traps;
 use crate::calibrate::cache::Cache;
 use crate::calibrate::dataset::{Dataset, Sample};
 use crate::diag::Sink;
@@ -38,13 +40,11 @@ const CHANNEL_SAMPLES: (usize, usize) = (32, 8);
 const MUCH_MACS: u64 = 1_000_000_000;
 /// A model as good as this on the samples that choices are verified on is over the floor on any.
 const SAFE_DB: f64 = 32.0;
-/// Held-out samples that a model must be over the floor on.
-const HELD_OUT_SAMPLES: usize = 24;
-/// By how much, in dB.
-const HELD_OUT_MARGIN_DB: f64 = 1.0;
-/// How often the floor is raised for their sake.
+/// How often the floor is raised for the sake of held-out samples.
 const HELD_OUT_ROUNDS: usize = 4;
-/// By how much it is raised when too many rows change their class, in dB: half the noise.
+/// How often it is where a drop has to be kept: the steps double, and the last leave nothing in integers.
+const DROP_ROUNDS: usize = 6;
+/// By how much it is raised at first when the drop is too large, in dB: half the noise.
 const DROP_STEP_DB: f64 = 3.0;
 /// Samples that ranges are taken from to see whether an edit of the float model is worth taking them from all.
 const TRIAL_SAMPLES: usize = 24;
@@ -77,6 +77,10 @@ impl Dataset for Pick<'_> {
     fn sample(&self, i: usize) -> Result<Sample> {
         let &i = self.indices.get(i).ok_or_else(|| anyhow!("there is no sample {i}"))?;
         self.of.sample(i)
+    }
+
+    fn name(&self, i: usize) -> Option<String> {
+        self.of.name(*self.indices.get(i)?)
     }
 }
 
@@ -140,10 +144,21 @@ pub struct Choice {
 }
 
 /// A plan, its model and how good that is on the samples that choices are verified on.
+#[derive(Clone)]
 struct Attempt {
     plan: QuantPlan,
     emitted: Model,
     db: f64,
+    done: Done,
+}
+
+/// What was done to the weights of a plan.
+#[derive(Clone, Default)]
+struct Done {
+    corrected: usize,
+    clipped: Vec<What>,
+    rounded: Vec<What>,
+    refined: Vec<What>,
 }
 
 /// What choices are made with.
@@ -173,6 +188,7 @@ pub fn choose(
     progress.end();
     let search = Search { config, reference, fit, progress };
     let mut variant = Variant::new(model, config, excluded, (&search.fit, config.cache.as_ref()), progress, sink)?;
+    let excluded = &traps::exclude(&variant.model, config, &variant.facts, &variant.observed, excluded)?;
     let nothing = Noise::default();
     let out = variant.partition(config, &nothing).for_speed(excluded)?;
     let mut best = search.attempt(&variant, &out, Polish::default())?;
@@ -180,10 +196,12 @@ pub fn choose(
         best = search.float(&variant, &best.plan, out.clone(), "the whole model would save no time in integers")?;
     }
     if best.plan.n_integer() == 0 {
+        report.traps = traps::found(&variant.model, config, &variant.facts, &variant.observed, &best.plan);
         return Ok(Choice { prepared: variant.model, plan: best.plan, emitted: best.emitted });
     }
-    let polishes = best.db < GOOD_DB && config.effort != Effort::Fast;
-    if polishes
+    let is_good = best.db >= GOOD_DB;
+    if !is_good
+        && config.applies(Improvement::Equalize)
         && let Some((other, attempt, n)) =
             search.equalized(&variant, &best.plan, &out, best.db + LEAST_GAIN_DB, sink)?
     {
@@ -195,62 +213,26 @@ pub fn choose(
             (variant, best) = (other, attempt);
         }
     }
-    // What is done to weights belongs to a plan: it is done again for every plan that is tried.
-    let mut polish = Polish::default();
-    let (means, seen);
-    if polishes {
-        let needs = bias_correct::needs(&variant.model, &best.plan);
-        progress.begin("finding means", 1);
-        means = channels::gather(&variant.model, &needs, &search.fit, channel_samples(&best.plan))?;
-        progress.end();
-        let corrected = Polish { means: Some(&means), ..polish };
-        let attempt = search.attempt(&variant, &out, corrected)?;
-        if attempt.db > best.db + LEAST_GAIN_DB / 2.0 {
-            report.notes.push(format!("bias correction: {:.1} -> {:.1} dB", best.db, attempt.db));
-            (best, polish) = (attempt, corrected);
-        }
-    }
-    // Rounding fits itself to the samples: where it cannot be judged on others it is left out.
-    if polishes && data.calibration.len() >= ENOUGH_TO_SPLIT {
-        let needs = moments::needs(&variant.model, &best.plan, &variant.model);
-        progress.begin("finding second moments", 1);
-        seen = moments::gather(&variant.model, &needs, &search.fit, config.effort.moments(), config.threads)?;
-        progress.end();
-        let rounded = Polish { moments: Some(&seen), ..polish };
-        let attempt = search.attempt(&variant, &out, rounded)?;
-        if attempt.db > best.db + LEAST_GAIN_DB {
-            report.notes.push(format!("GPTQ rounding of weights: {:.1} -> {:.1} dB", best.db, attempt.db));
-            (best, polish) = (attempt, rounded);
-        }
-    }
+    let gathered = if is_good {
+        Gathered::default()
+    } else {
+        search.gather(&variant, &best.plan, data.calibration.len() >= ENOUGH_TO_SPLIT)?
+    };
+    let (mut best, polish) = search.polished(&variant, best, &out, &gathered, report)?;
     let (n_before, all_db) = (best.plan.n_weighted(), best.db);
     let mut noise = None;
-    let mut floor = config.min_sqnr_db + MARGIN_DB;
-    if best.db < floor {
-        let found = noise.insert(search.noise(&variant, &best.plan, &out, polish)?);
-        best = search.over_the_floor(&variant, best, &out, polish, found, floor)?;
-    }
-    // A few samples may be easier than the rest: those that were held out have a say, too.
-    if (best.db < SAFE_DB || config.max_drop.is_some()) && !data.is_shared {
-        progress.begin("verifying held-out samples", 1);
-        let held_out = Reference::new(&compile(&variant.model)?, data.holdout, HELD_OUT_SAMPLES, config.threads)?;
-        for _ in 0..HELD_OUT_ROUNDS {
-            let errors = held_out.compare(&compile(&best.emitted)?, HELD_OUT_SAMPLES, config.threads)?;
-            let missing = missing(config, &errors);
-            if missing <= 0.0 || best.plan.n_integer() == 0 {
-                break;
-            }
-            let db = worst_sqnr(&errors);
-            report.notes.push(format!("{db:.1} dB on held-out samples: the floor is raised by {missing:.1} dB"));
-            floor = floor.max(best.db) + missing;
-            let found = match noise.take() {
-                Some(found) => found,
-                None => search.noise(&variant, &best.plan, &out, polish)?,
-            };
-            best = search.over_the_floor(&variant, best, &out, polish, &found, floor)?;
-            noise = Some(found);
+    if config.applies(Improvement::FloatFallback) {
+        let mut floor = config.min_sqnr_db + MARGIN_DB;
+        if best.db < floor {
+            let found = noise.insert(search.noise(&variant, &best.plan, &out, polish)?);
+            best = search.over_the_floor(&variant, best, &out, polish, found, floor)?;
         }
-        progress.end();
+        // A few samples may be easier than the rest: those that were held out have a say, too.
+        if best.db < SAFE_DB && !data.is_shared || config.max_drop.is_some() {
+            let judge = Judge::new(&variant.model, config, data)?;
+            let start = (best, noise.take());
+            (best, noise) = search.held_out(&variant, &judge, start, (&out, polish), &mut floor, report)?;
+        }
     }
     if noise.is_some() {
         report.notes.push(format!(
@@ -266,18 +248,39 @@ pub fn choose(
         report.saves_nothing |= best.plan.n_integer() == 0;
     }
     report.time = variant.partition(config, &nothing).time(&best.plan);
+    report.traps = traps::found(&variant.model, config, &variant.facts, &variant.observed, &best.plan);
     Ok(Choice { prepared: variant.model, plan: best.plan, emitted: best.emitted })
 }
 
 type Means = BTreeMap<Place, channels::Channels>;
 
-/// What is done to the weights of every plan that is tried.
+/// What weights are improved with, of the float model: it holds for every plan of it.
+#[derive(Default)]
+struct Gathered {
+    /// Channel means of the inputs.
+    means: Option<Means>,
+    /// Second moments of the inputs.
+    moments: Option<moments::Gathered>,
+}
+
+/// How integers of weights are chosen other than by rounding to nearest.
+#[derive(Clone, Copy, PartialEq)]
+enum Rounding {
+    Gptq,
+    AdaRound,
+}
+
+/// What is done to the weights of every plan that is tried: it belongs to a plan, so it is done again for each.
 #[derive(Clone, Copy, Default)]
 struct Polish<'a> {
     /// Biases are corrected with these means.
     means: Option<&'a Means>,
-    /// Weights are rounded with these second moments of their inputs.
-    moments: Option<&'a moments::Gathered>,
+    /// Scales are lowered with these second moments of the inputs.
+    clip: Option<&'a moments::Gathered>,
+    /// Weights are rounded with these.
+    round: Option<(Rounding, &'a moments::Gathered)>,
+    /// Whether biases take up what is left of the mean when the model runs.
+    refine: bool,
 }
 
 impl Search<'_> {
@@ -285,25 +288,38 @@ impl Search<'_> {
         Ok(worst_sqnr(&self.reference.compare(&compile(emitted)?, samples, threads)?))
     }
 
-    fn make(&self, variant: &Variant, excluded: &Excluded, polish: Polish<'_>) -> Result<(QuantPlan, Model)> {
+    fn make(&self, variant: &Variant, excluded: &Excluded, polish: Polish<'_>) -> Result<(QuantPlan, Model, Done)> {
         self.progress.begin("making models", 1);
         let solver = variant.solver(self.config);
         let mut plan = solver.plan(excluded)?;
         let structure = plan.clone();
-        if let Some(seen) = polish.moments {
-            let takes = |n| polish.means.is_some() && bias_correct::takes_mean(&variant.model, &structure, n);
-            gptq::apply(&variant.model, &mut plan, seen, &takes, self.config.threads)?;
+        let mut done = Done::default();
+        let model = &variant.model;
+        let takes = |n| polish.means.is_some() && bias_correct::takes_mean(model, &structure, n);
+        if let Some(seen) = polish.clip {
+            let is_free = |n| !solver.is_overridden(n);
+            let adds_pairs = self.config.target.adds_pairs_in_16_bits;
+            done.clipped = weight_clip::apply(model, &mut plan, seen, &takes, &is_free, adds_pairs)?;
         }
+        done.rounded = match polish.round {
+            Some((Rounding::Gptq, seen)) => gptq::apply(model, &mut plan, seen, &takes, self.config.threads)?,
+            Some((Rounding::AdaRound, seen)) => ada_round::apply(model, &mut plan, seen, &takes)?,
+            None => Vec::new(),
+        };
         if let Some(means) = polish.means {
-            bias_correct::correct(&variant.model, &mut plan, means)?;
+            done.corrected = bias_correct::correct(model, &mut plan, means)?;
+        }
+        if polish.refine {
+            let how = bias_correct::Refine::default();
+            done.refined = bias_correct::refine(model, &mut plan, &|plan| solver.emit(plan), &self.fit, how)?;
         }
         let emitted = solver.emit(&plan)?;
         self.progress.end();
-        Ok((plan, emitted))
+        Ok((plan, emitted, done))
     }
 
     fn attempt(&self, variant: &Variant, excluded: &Excluded, polish: Polish<'_>) -> Result<Attempt> {
-        let (plan, emitted) = self.make(variant, excluded, polish)?;
+        let (plan, emitted, done) = self.make(variant, excluded, polish)?;
         let db = if plan.n_integer() == 0 {
             f64::INFINITY
         } else {
@@ -312,7 +328,134 @@ impl Search<'_> {
             self.progress.end();
             db
         };
-        Ok(Attempt { plan, emitted, db })
+        Ok(Attempt { plan, emitted, db, done })
+    }
+
+    /// What improving the weights of a plan needs. Scales and rounding fit themselves to the samples: where they cannot be
+    /// judged on others they are left out.
+    fn gather(&self, variant: &Variant, plan: &QuantPlan, is_split: bool) -> Result<Gathered> {
+        let config = self.config;
+        let mut out = Gathered::default();
+        if config.applies(Improvement::BiasCorrect) {
+            let needs = bias_correct::needs(&variant.model, plan);
+            self.progress.begin("finding means", 1);
+            out.means = Some(channels::gather(&variant.model, &needs, &self.fit, channel_samples(plan))?);
+            self.progress.end();
+        }
+        let fits = [Improvement::WeightClip, Improvement::Gptq, Improvement::AdaRound];
+        if is_split && fits.iter().any(|&i| config.applies(i)) {
+            let needs = moments::needs(&variant.model, plan, &variant.model);
+            self.progress.begin("finding second moments", 1);
+            let limits = config.effort.moments();
+            out.moments = Some(moments::gather(&variant.model, &needs, &self.fit, limits, config.threads)?);
+            self.progress.end();
+        }
+        Ok(out)
+    }
+
+    /// Improves the weights of a plan, one improvement after the other, each kept only where it gains. The notes say what
+    /// each did.
+    fn polished<'a>(
+        &self,
+        variant: &Variant,
+        mut best: Attempt,
+        excluded: &Excluded,
+        gathered: &'a Gathered,
+        report: &mut Report,
+    ) -> Result<(Attempt, Polish<'a>)> {
+        let mut polish = Polish::default();
+        let applies = |i| self.config.applies(i);
+        let is_open = best.plan.n_integer() > 0 && best.db < GOOD_DB;
+        type Said = fn(&Done) -> (usize, &'static str);
+        let mut keep = |what: Said, least: f64, with: Polish<'a>, best: &mut Attempt, polish: &mut Polish<'a>| {
+            let attempt = self.attempt(variant, excluded, with)?;
+            if attempt.db > best.db + least {
+                let (n, what) = what(&attempt.done);
+                report.notes.push(format!(
+                    "{}: {:.1} -> {:.1} dB",
+                    what.replace('#', &n.to_string()),
+                    best.db,
+                    attempt.db
+                ));
+                (*best, *polish) = (attempt, with);
+            }
+            Ok::<_, anyhow::Error>(())
+        };
+        if let Some(means) = &gathered.means {
+            let with = Polish { means: Some(means), ..polish };
+            keep(|d| (d.corrected, "correction of # biases"), LEAST_GAIN_DB / 2.0, with, &mut best, &mut polish)?;
+        }
+        if let Some(seen) = &gathered.moments {
+            if applies(Improvement::WeightClip) {
+                let with = Polish { clip: Some(seen), ..polish };
+                keep(|d| (d.clipped.len(), "clipping of # weights"), LEAST_GAIN_DB, with, &mut best, &mut polish)?;
+            }
+            // The one is an alternative to the other.
+            if applies(Improvement::Gptq) {
+                let with = Polish { round: Some((Rounding::Gptq, seen)), ..polish };
+                keep(|d| (d.rounded.len(), "GPTQ rounding of # weights"), LEAST_GAIN_DB, with, &mut best, &mut polish)?;
+            }
+            if applies(Improvement::AdaRound) {
+                let with = Polish { round: Some((Rounding::AdaRound, seen)), ..polish };
+                keep(
+                    |d| (d.rounded.len(), "AdaRound rounding of # weights"),
+                    LEAST_GAIN_DB,
+                    with,
+                    &mut best,
+                    &mut polish,
+                )?;
+            }
+        }
+        if is_open && applies(Improvement::BiasRefine) {
+            let with = Polish { refine: true, ..polish };
+            keep(|d| (d.refined.len(), "refinement of # biases"), LEAST_GAIN_DB / 2.0, with, &mut best, &mut polish)?;
+        }
+        Ok((best, polish))
+    }
+
+    /// More operators stay float for as long as held-out samples say that what was asked for does not hold. Gives the best
+    /// model by them, and the noise that was needed for the search.
+    fn held_out(
+        &self,
+        variant: &Variant,
+        judge: &Judge<'_>,
+        (mut best, mut noise): (Attempt, Option<Noise>),
+        (excluded, polish): (&Excluded, Polish<'_>),
+        floor: &mut f64,
+        report: &mut Report,
+    ) -> Result<(Attempt, Option<Noise>)> {
+        self.progress.begin("verifying held-out samples", 1);
+        let rounds = if self.config.max_drop.is_some() { DROP_ROUNDS } else { HELD_OUT_ROUNDS };
+        let mut step = DROP_STEP_DB;
+        let mut judged: Option<(Verdict, Attempt)> = None;
+        for round in 0..=rounds {
+            let verdict = judge.verdict(&best.emitted)?;
+            let is_last = verdict.holds() || best.plan.n_integer() == 0 || round == rounds;
+            let next = (!is_last).then(|| best.clone());
+            if judged.as_ref().is_none_or(|(before, _)| verdict.is_better(before)) {
+                judged = Some((verdict, best));
+            }
+            let Some(first) = next else { break };
+            let mut missing = verdict.below_db;
+            if verdict.excess > 0.0 {
+                missing = missing.max(step);
+                step *= 2.0;
+            }
+            let db = verdict.db;
+            let lost = verdict.drop.filter(|_| verdict.excess > 0.0);
+            let lost = lost.map_or(String::new(), |drop| format!(" and a drop of {:.2} %", drop * 100.0));
+            report.notes.push(format!("{db:.1} dB{lost} on held-out samples: the floor is raised by {missing:.1} dB"));
+            *floor = floor.max(first.db) + missing;
+            let found = match noise.take() {
+                Some(found) => found,
+                None => self.noise(variant, &first.plan, excluded, polish)?,
+            };
+            best = self.over_the_floor(variant, first, excluded, polish, &found, *floor)?;
+            noise = Some(found);
+        }
+        self.progress.end();
+        let (_, best) = judged.context("no model was judged")?;
+        Ok((best, noise))
     }
 
     /// Nothing in integers, for this reason.
@@ -469,15 +612,6 @@ impl Search<'_> {
             noise.weights.extend(places.into_iter().map(|p| (p, share)));
         }
         Ok(noise)
-    }
-}
-
-/// By how many dB outputs must get better to keep what was asked for.
-fn missing(config: &Config, errors: &[OutputError]) -> f64 {
-    let db = config.min_sqnr_db + HELD_OUT_MARGIN_DB - worst_sqnr(errors);
-    match (config.max_drop, worst_drop(errors)) {
-        (Some(most), Some(drop)) if drop > most => db.max(DROP_STEP_DB),
-        _ => db,
     }
 }
 

@@ -197,12 +197,17 @@ pub(super) fn measure(
         return Ok(());
     }
     progress.begin("measuring the result", 2);
-    let reference = Reference::new(&solve::compile(model)?, data.holdout, super::MAX_HOLDOUT, config.threads)?;
+    let (float, quantized) = (solve::compile(model)?, solve::compile(emitted)?);
+    let reference = Reference::new(&float, data.holdout, super::MAX_HOLDOUT, config.threads)?;
     progress.advance(1);
-    report.outputs = reference.compare(&solve::compile(emitted)?, usize::MAX, config.threads)?;
+    report.outputs = reference.compare(&quantized, usize::MAX, config.threads)?;
     progress.end();
     if let Some(o) = report.outputs.iter().find(|o| o.is_broken) {
         bail!("the quantized model's output \"{}\" is not finite or has another shape", o.name);
+    }
+    if let Some(labels) = data.labels {
+        let samples = (data.calibration, data.holdout);
+        report.judged = Some(super::labels::Judged::new((&float, &quantized), samples, labels, config.threads)?);
     }
     report.is_floor_met = worst_sqnr(&report.outputs) >= config.min_sqnr_db;
     report.n_calibration = data.calibration.len();

@@ -200,6 +200,8 @@ pub fn choose(
         return Ok(Choice { prepared: variant.model, plan: best.plan, emitted: best.emitted });
     }
     let is_good = best.db >= GOOD_DB;
+    // Traps are those of the model that was given, whatever equalization makes of it.
+    let mut given: Option<Variant> = None;
     if !is_good
         && config.applies(Improvement::Equalize)
         && let Some((other, attempt, n)) =
@@ -210,7 +212,8 @@ pub fn choose(
         let left = if is_better { "" } else { " left out" };
         report.notes.push(format!("equalization of {n} tensors{left}: {was:.1} -> {:.1} dB", attempt.db));
         if is_better {
-            (variant, best) = (other, attempt);
+            best = attempt;
+            given = Some(std::mem::replace(&mut variant, other));
         }
     }
     let gathered = if is_good {
@@ -248,7 +251,8 @@ pub fn choose(
         report.saves_nothing |= best.plan.n_integer() == 0;
     }
     report.time = variant.partition(config, &nothing).time(&best.plan);
-    report.traps = traps::found(&variant.model, config, &variant.facts, &variant.observed, &best.plan);
+    let given = given.as_ref().unwrap_or(&variant);
+    report.traps = traps::found(&given.model, config, &given.facts, &given.observed, &best.plan);
     Ok(Choice { prepared: variant.model, plan: best.plan, emitted: best.emitted })
 }
 
@@ -536,9 +540,9 @@ impl Search<'_> {
             let attempt = self.attempt(variant, &out, polish)?;
             let predicted = noise.of(&attempt.plan) * ratio;
             let (is_over, was_over) = (attempt.db >= floor, best.db >= floor);
-            let faster = |a: &Attempt| partition.time(&a.plan).map_or(0.0, |t| t.1);
+            let slow = |a: &Attempt| partition.time(&a.plan).map_or(-(a.plan.macs().1 as f64), |t| t.1);
             let is_better = match (is_over, was_over) {
-                (true, true) => faster(&attempt) < faster(&best),
+                (true, true) => slow(&attempt) < slow(&best),
                 (is, was) => !was && (is || attempt.db > best.db),
             };
             let measured = power(attempt.db);

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::annotate::{Excluded, annotate, constant};
+use super::annotate::{Excluded, annotate, constant, rule};
 use super::config::Config;
 use super::facts::Facts;
 use super::measure::OutputError;
@@ -13,8 +13,8 @@ use super::plan::{Decision, NodePlace, NodePlan, Place, QuantPlan, RangeFrom};
 use super::solve::Observed;
 use crate::error::Result;
 use crate::ir::{Model, NodeId, ValueId};
-use crate::ops::QuantRule;
 use crate::ops::quant_rule::{CAST, JOINS};
+use crate::ops::{OutputRange, QuantRule};
 use crate::tensor::DType;
 
 /// Magnitude from which on a number that is added or chosen is taken for a mask; -10000 is what BERT adds.
@@ -43,8 +43,16 @@ impl Seen<'_> {
             let t = t.get().ok()?;
             return Some(t.slice::<f32>().ok()?.iter().fold(0.0, |m: f64, x| m.max(f64::from(x.abs()))));
         }
-        let s = self.observed.get(&(id, v)).filter(|s| s.min <= s.max)?;
-        Some(f64::from(s.max.abs().max(s.min.abs())))
+        if let Some(s) = self.observed.get(&(id, v)).filter(|s| s.min <= s.max) {
+            return Some(f64::from(s.max.abs().max(s.min.abs())));
+        }
+        // What a function gives is known without looking.
+        match self.model.graph(id).producer(v).and_then(|(n, _)| rule(self.model, (id, n))) {
+            Some(QuantRule::Combine { output: OutputRange::Fixed(lo, hi), .. }) => {
+                Some(f64::from(hi.abs().max(lo.abs())))
+            }
+            _ => None,
+        }
     }
 
     /// The values that a node joins or adds; none for other nodes.
@@ -154,11 +162,15 @@ fn readers(seen: &Seen<'_>, plan: &QuantPlan, value: Place) -> Vec<NodePlace> {
     out
 }
 
-/// The traps of a model and what became of them, a line each.
+/// The traps of a model and what became of them, a line each. The plan may be that of a model that was made of it by
+/// equalization, which takes some traps away: what was added there is left out.
 #[must_use]
 pub fn found(model: &Model, config: &Config, facts: &Facts, observed: &Observed, plan: &QuantPlan) -> Vec<String> {
     let seen = Seen { model, observed };
-    let look = Look { seen, config, facts, plan };
+    let mut plan = plan.clone();
+    plan.nodes.retain(|n| model.graph(n.place.0).has_node(n.place.1));
+    plan.tensors.retain(|(id, v), _| model.graph(*id).has_value(*v));
+    let look = Look { seen, config, facts, plan: &plan };
     let all = [
         look.concat(),
         look.fixed(),
@@ -329,10 +341,9 @@ impl Look<'_> {
         let mut far = Vec::new();
         for n in &self.plan.nodes {
             let group = self.seen.model.graph(n.place.0).node(n.place.1).attrs.int("group").unwrap_or(1);
-            let Some((max, shape)) = self.channels(n).filter(|(_, s)| group > 1 && s.len() >= 3 && s[1] == 1) else {
+            let Some((max, _)) = self.channels(n).filter(|(_, s)| group > 1 && s.len() >= 3 && s[1] == 1) else {
                 continue;
             };
-            let _ = shape;
             let alive = max.iter().copied().filter(|m| *m > 0.0);
             let ratio = alive.clone().fold(0f32, f32::max) / alive.fold(f32::INFINITY, f32::min);
             if ratio >= CHANNELS_APART {

@@ -83,6 +83,7 @@ mod tests {
             let mut x: Vec<f32> = (0..31).map(|i| (i % 13) as f32 * 0.1 - 0.6).collect();
             x.push(1.13);
             let (h, s) = (fit(&x, scheme), least_squares(&x, &[1.0; 32], scheme));
+            eprintln!("PROBE hqq {dtype} {h:?} {s:?} {} {}", norm(&x, h, scheme, 0.1), norm(&x, s, scheme, 0.1));
             assert!(norm(&x, h, scheme, 0.1) <= norm(&x, s, scheme, 0.1), "{dtype}");
         }
         assert_eq!(fit(&[0.0; 8], Scheme { dtype: DType::U4, block: 8 }).scale, 1.0);

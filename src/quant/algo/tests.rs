@@ -236,10 +236,12 @@ fn compensated_rounding_loses_less_at_the_output() {
     let after = total(&s.plan);
     let gain = 10.0 * (before / after).log10();
     assert!(done.len() == 1 && (done[0].gain_db - gain).abs() < 0.05, "{done:?} {gain}");
+    eprintln!("PROBE gptq gain {gain}");
     assert!(gain > 1.0, "{gain}");
     // A second round has nothing to gain, and adaptive rounding only what is left.
     assert!(gptq::apply(&s.model, &mut s.plan, &seen, &|_| false, 1).unwrap().is_empty());
     ada_round::apply(&s.model, &mut s.plan, &seen, &|_| false).unwrap();
+    eprintln!("PROBE ada after gptq {}", 10.0 * (after / total(&s.plan)).log10());
     assert!(total(&s.plan) <= after * 1.0001);
     // The emitted integers are those of the plan.
     let emitted = s.emit(&s.plan).unwrap();
@@ -279,6 +281,7 @@ fn adaptive_rounding_finds_what_trying_all_finds() {
             assert!((*q as f32 - w / scale).abs() < 1.001);
         }
     }
+    eprintln!("PROBE ada {best_sum} {sum} {nearest_sum}");
     assert!(best_sum <= sum && sum < nearest_sum, "{best_sum} {sum} {nearest_sum}");
     assert!(sum < 1.5 * best_sum, "{best_sum} {sum} {nearest_sum}");
 }
@@ -305,10 +308,12 @@ fn depthwise_channels_are_rounded_each_with_moments_of_its_own() {
     };
     let before = losses(&s.plan);
     gptq::apply(&s.model, &mut s.plan, &seen, &|_| true, 1).unwrap();
+    eprintln!("PROBE dw {before:?} {:?}", losses(&s.plan));
     ada_round::apply(&s.model, &mut s.plan, &seen, &|_| true).unwrap();
     for (a, b) in losses(&s.plan).iter().zip(&before) {
         assert!(a <= &(b * 1.02), "{a} {b}");
     }
+    eprintln!("PROBE dw ada {:?}", losses(&s.plan));
     assert!(losses(&s.plan).iter().sum::<f64>() < before.iter().sum::<f64>());
 }
 
@@ -355,6 +360,7 @@ fn corrected_biases_give_back_the_mean() {
     bias_correct::refine(&s.model, &mut plan, &|p| s.emit(p), &data, how).unwrap();
     s.plan = plan;
     let refined = off(&s);
+    eprintln!("PROBE refined {before} {corrected} {refined}");
     // What is left is less than a step of the int32 bias.
     assert!(refined < 0.01 * corrected, "{before} {corrected} {refined}");
 }
@@ -580,6 +586,7 @@ fn clipped_weights_lose_as_little_as_with_the_best_of_all_scales() {
             before += clipped_loss(w, energy, old[row]);
             after += clipped_loss(w, energy, new[row]);
         }
+        eprintln!("PROBE clip {k} {before} {after} {best}");
         // A search of 20,000 scales a channel finds at most a twentieth more: the error jumps from scale to scale.
         assert!(after < before && after < 1.05 * best && after >= 0.999 * best, "k = {k}: {before} {after} {best}");
         assert!((done[0].gain_db - 10.0 * (before / after).log10()).abs() < 0.01, "{done:?}");

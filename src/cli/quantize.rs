@@ -243,7 +243,8 @@ struct SchemeArgs {
     /// What counts: `speed` keeps float what would not be faster in integers, `size` quantizes whatever can be
     #[arg(long, value_name = "WHAT", default_value = "speed")]
     prefer: Prefer,
-    /// Work that goes into accuracy: `fast` chooses ranges alone, `best` uses more samples than `balanced`
+    /// Work that goes into accuracy: `fast` chooses ranges alone, `best` uses more samples than `balanced`, tries AdaRound
+    /// beside GPTQ and refines biases
     #[arg(long, value_name = "EFFORT", default_value = "balanced")]
     effort: Level,
     /// What to leave out of it

@@ -16,6 +16,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
+use super::Data;
 use crate::calibrate::dataset::Dataset;
 use crate::error::{Context, Result, WithHelp, anyhow, bail, ensure};
 use crate::interp::{NoTap, Program, RunOptions};
@@ -191,7 +192,7 @@ impl<'a> Scorer<'a> {
             Some(_) => classes(t).is_some_and(|c| c >= 2 && t.len() == c * label.len()),
             None => t.len() == label.len(),
         };
-        let outputs = run(float, data, first, threads)?;
+        let (_, outputs) = run(float, data, first, threads)?;
         let output = outputs.iter().position(|t| t.as_ref().is_some_and(|t| t.dtype().is_float() && fits(t)));
         let what = if metric == Metric::Mse { "numbers" } else { "rows of class scores" };
         let output =
@@ -227,17 +228,13 @@ impl<'a> Scorer<'a> {
             .labelled
             .par_iter()
             .map(|&(i, label)| {
-                let outputs = run(program, self.data, i, inner)?;
+                let (origin, outputs) = run(program, self.data, i, inner)?;
                 let t = outputs.get(self.output).and_then(Option::as_ref).context("the output is not computed")?;
-                self.one(t, label).with_context(|| self.origin(i))
+                self.one(t, label).with_context(|| format!("the label of {origin}"))
             })
             .collect::<Result<Vec<_>>>()?;
         let (sum, n) = parts.iter().fold((0.0, 0.0), |a, p| (a.0 + p.0, a.1 + p.1));
         Ok(sum / n)
-    }
-
-    fn origin(&self, i: usize) -> String {
-        self.data.name(i).map_or_else(|| format!("the label of sample {i}"), |name| format!("the label of '{name}'"))
     }
 
     /// What one sample adds, and how often it counts.
@@ -268,11 +265,13 @@ fn classes(t: &Tensor) -> Option<usize> {
     t.shape().iter().rev().copied().find(|&d| d != 1)
 }
 
-fn run(program: &Program, data: &dyn Dataset, i: usize, threads: usize) -> Result<Vec<Option<Tensor>>> {
+/// Where a sample is from, and the outputs on it.
+fn run(program: &Program, data: &dyn Dataset, i: usize, threads: usize) -> Result<(String, Vec<Option<Tensor>>)> {
     let sample = data.sample(i)?;
     let options = RunOptions { threads, ..RunOptions::default() };
     let outputs = program.run_named(&sample.inputs, options, &mut NoTap).with_context(|| sample.origin.clone())?;
-    Ok(outputs.into_iter().map(|o| if let Some(Item::Tensor(t)) = o { Some(t) } else { None }).collect())
+    let tensors = outputs.into_iter().map(|o| if let Some(Item::Tensor(t)) = o { Some(t) } else { None }).collect();
+    Ok((sample.origin, tensors))
 }
 
 /// The scores of the float and the quantized model on the same samples.
@@ -309,36 +308,47 @@ pub struct Judged {
     pub all: Scores,
 }
 
-impl Judged {
-    /// Runs both models on all labelled samples.
+/// The float model, judged by labels before anything else is done: labels that do not fit are found before the work.
+pub struct Judging<'a> {
+    metric: Metric,
+    /// On the samples held out, and on those for calibration where some have labels.
+    parts: Vec<(Scorer<'a>, f64)>,
+}
+
+impl<'a> Judging<'a> {
+    /// Runs the float model on all labelled samples, those for calibration and those held out; `None` without labels.
     ///
     /// # Errors
     /// As [`Scorer::new`] and [`Scorer::score`].
-    pub fn new(
-        (float, quantized): (&Program, &Program),
-        (calibration, held_out): (&dyn Dataset, &dyn Dataset),
-        labels: &Labels,
-        threads: usize,
-    ) -> Result<Self> {
-        let on = |data: &dyn Dataset, labels_of: &[Option<Label>]| -> Result<Scores> {
-            let scorer = Scorer::new(float, data, labels_of, labels.metric, threads)?;
-            let (float, quantized) = (scorer.score(float, threads)?, scorer.score(quantized, threads)?);
-            Ok(Scores { float, quantized, samples: scorer.len() })
-        };
-        let held_out = on(held_out, &labels.held_out)?;
-        let n_rest = labels.calibration.iter().flatten().count();
-        if n_rest == 0 {
-            return Ok(Judged { metric: labels.metric, held_out, all: held_out });
+    pub fn of(float: &Program, data: &Data<'a>, threads: usize) -> Result<Option<Self>> {
+        let Some(labels) = data.labels else { return Ok(None) };
+        let mut parts = Vec::new();
+        for (data, labels_of) in [(data.holdout, &labels.held_out), (data.calibration, &labels.calibration)] {
+            if parts.is_empty() || labels_of.iter().any(Option::is_some) {
+                let scorer = Scorer::new(float, data, labels_of, labels.metric, threads)?;
+                let score = scorer.score(float, threads)?;
+                parts.push((scorer, score));
+            }
         }
-        let rest = on(calibration, &labels.calibration)?;
-        let weights = (held_out.samples as f64, rest.samples as f64);
-        let both = |a: f64, b: f64| (a * weights.0 + b * weights.1) / (weights.0 + weights.1);
-        let all = Scores {
-            float: both(held_out.float, rest.float),
-            quantized: both(held_out.quantized, rest.quantized),
-            samples: held_out.samples + rest.samples,
-        };
-        Ok(Judged { metric: labels.metric, held_out, all })
+        Ok(Some(Judging { metric: labels.metric, parts }))
+    }
+
+    /// Runs the quantized model on the same samples.
+    ///
+    /// # Errors
+    /// As [`Scorer::score`].
+    pub fn finish(&self, quantized: &Program, threads: usize) -> Result<Judged> {
+        let mut each = Vec::new();
+        for (scorer, float) in &self.parts {
+            let quantized = scorer.score(quantized, threads)?;
+            each.push(Scores { float: *float, quantized, samples: scorer.len() });
+        }
+        let samples = each.iter().map(|s| s.samples).sum::<usize>();
+        let mean =
+            |of: fn(&Scores) -> f64| each.iter().map(|s| of(s) * s.samples as f64).sum::<f64>() / samples.max(1) as f64;
+        let all = Scores { float: mean(|s| s.float), quantized: mean(|s| s.quantized), samples };
+        let held_out = *each.first().context("nothing was judged")?;
+        Ok(Judged { metric: self.metric, held_out, all })
     }
 }
 
@@ -390,7 +400,7 @@ mod tests {
     #[test]
     fn labels_that_do_not_fit_are_refused() {
         let said = |metric, label: &[f64]| format!("{:#}", score(metric, &[0.0; 6], label).unwrap_err());
-        assert_eq!(said(Metric::Top1, &[6.0]), "the label of 'a': 6 is none of the 6 classes, which count from 0");
+        assert_eq!(said(Metric::Top1, &[6.0]), "the label of a: 6 is none of the 6 classes, which count from 0");
         assert!(said(Metric::Top1, &[-1.0]).ends_with("-1 is none of the 6 classes, which count from 0"));
         assert!(said(Metric::Top5, &[0.5]).ends_with("0.5 is none of the 6 classes, which count from 0"));
         assert_eq!(

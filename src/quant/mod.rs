@@ -105,6 +105,7 @@ pub fn quantize(
 
     report_unknown(&model, sink);
     let program = Program::compile(&model, &CompileOptions { skip_unknown: true, ..CompileOptions::default() })?;
+    let judging = labels::Judging::of(&program, data, config.threads)?;
     if let Some(pattern) = config.prune {
         // After the reference was compiled: what pruning costs is part of the error.
         let done = prune::prune(&mut model, pattern)?;
@@ -123,10 +124,7 @@ pub fn quantize(
     if let Some(o) = report.outputs.iter().find(|o| o.is_broken) {
         bail!("the quantized model's output \"{}\" is not finite or has another shape", o.name);
     }
-    if let Some(labels) = data.labels {
-        let samples = (data.calibration, data.holdout);
-        report.judged = Some(labels::Judged::new((&program, &quantized), samples, labels, config.threads)?);
-    }
+    report.judged = judging.map(|j| j.finish(&quantized, config.threads)).transpose()?;
     report.traps.extend(traps::outputs(&report.outputs));
     report.is_floor_met = measure::worst_sqnr(&report.outputs) >= config.min_sqnr_db;
     report.n_calibration = data.calibration.len();

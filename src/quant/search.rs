@@ -546,11 +546,11 @@ impl Search<'_> {
                 (is, was) => !was && (is || attempt.db > best.db),
             };
             let measured = power(attempt.db);
-            let n_left = attempt.plan.n_integer();
             if is_better {
                 best = attempt;
             }
-            if is_over && measured * 1.5 > allowed || n_left == 0 {
+            // Nothing in integers has no noise: a plan between this one and the last is looked for.
+            if is_over && measured * 1.5 > allowed {
                 break;
             }
             // Between half and ten times: one odd measurement does not end the search.
@@ -569,12 +569,13 @@ impl Search<'_> {
             let plan = annotate(partition.model, partition.config, partition.facts, &out)?;
             Ok((out, partition.noise.of(&plan)))
         };
-        // Prices are powers of two, in microseconds per unit of noise.
-        let (mut low, mut high) = (-20i32, 60i32);
+        // Prices are powers of the fourth root of two, in microseconds per unit of noise: in small models more than one
+        // operator changes sides at twice the price.
+        let (mut low, mut high) = (-80i32, 240i32);
         let mut found = None;
         while high - low > 1 {
             let middle = (low + high) / 2;
-            let (out, noise) = at(f64::from(middle).exp2())?;
+            let (out, noise) = at((f64::from(middle) / 4.0).exp2())?;
             if noise <= allowed {
                 (high, found) = (middle, Some(out));
             } else {

@@ -76,7 +76,9 @@ impl Seen<'_> {
             self.joined(place).into_iter().filter_map(|v| self.magnitude((place.0, v))).filter(|m| *m > 0.0).collect();
         let (least, most) = sizes.iter().fold((f64::INFINITY, 0.0), |(l, m), &x| (x.min(l), x.max(m)));
         // An infinity needs nothing beside it that is known.
-        (most == f64::INFINITY || most >= MASK && least * MASKED <= most).then_some(most)
+        // Beside what nobody looked at, since it stays float anyway, a mask has to be one by its size alone.
+        let is_mask = if sizes.len() > 1 { most >= MASK && least * MASKED <= most } else { most >= MASK * MASKED };
+        (most == f64::INFINITY || is_mask).then_some(most)
     }
 
     /// Values that are made of integers: what `Cast` makes of them, and what only moves that.
@@ -225,6 +227,14 @@ impl Look<'_> {
         if nodes.len() > 1 { format!("{first} and {} more", nodes.len() - 1) } else { first }
     }
 
+    /// The rule of a node, also of one that stays float by choice.
+    fn rule(&self, n: &NodePlan) -> QuantRule {
+        match n.rule {
+            QuantRule::Keep { .. } => rule(self.seen.model, n.place).unwrap_or(n.rule),
+            known => known,
+        }
+    }
+
     fn nodes(&self, f: impl Fn(&&NodePlan) -> bool) -> Vec<&NodePlan> {
         self.plan.nodes.iter().filter(f).collect()
     }
@@ -307,7 +317,7 @@ impl Look<'_> {
     }
 
     fn first_and_last(&self) -> Option<String> {
-        let weighted = self.nodes(|n| matches!(n.rule, QuantRule::Weighted { .. }) && n.macs > 0);
+        let weighted = self.nodes(|n| matches!(self.rule(n), QuantRule::Weighted { .. }) && n.macs > 0);
         let (first, last) = (weighted.first()?, weighted.last()?);
         let what = |n: &NodePlan| match &n.decision {
             Decision::Float { why, .. } => format!("stays float ({why})"),
@@ -430,7 +440,7 @@ impl Look<'_> {
 
     fn products(&self) -> Option<String> {
         let is_product = |n: &&NodePlan| {
-            let QuantRule::Weighted { weight, .. } = n.rule else { return false };
+            let QuantRule::Weighted { weight, .. } = self.rule(n) else { return false };
             let (id, node) = n.place;
             let w = self.seen.model.graph(id).input(node, weight);
             w.is_some_and(|w| constant(self.seen.model, id, w).is_none())

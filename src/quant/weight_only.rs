@@ -205,10 +205,8 @@ pub(super) fn measure(
     if let Some(o) = report.outputs.iter().find(|o| o.is_broken) {
         bail!("the quantized model's output \"{}\" is not finite or has another shape", o.name);
     }
-    if let Some(labels) = data.labels {
-        let samples = (data.calibration, data.holdout);
-        report.judged = Some(super::labels::Judged::new((&float, &quantized), samples, labels, config.threads)?);
-    }
+    let judging = super::labels::Judging::of(&float, data, config.threads)?;
+    report.judged = judging.map(|j| j.finish(&quantized, config.threads)).transpose()?;
     report.is_floor_met = worst_sqnr(&report.outputs) >= config.min_sqnr_db;
     report.n_calibration = data.calibration.len();
     report.n_holdout = reference.len();

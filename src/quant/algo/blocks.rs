@@ -311,6 +311,8 @@ pub fn fit(x: &[f32], importance: &[f32], scheme: Scheme) -> Params {
         error: &|p| f64::from(p.error(x, importance, scheme)),
         neighbours: if scheme.is_symmetric() { &[] } else { &moves },
         refined: &|p| p.refined(x, importance, scheme),
+        starts: 1,
+        rounds: 3,
     });
     found.unwrap_or(Params::of_nothing(scheme))
 }

@@ -236,13 +236,12 @@ fn compensated_rounding_loses_less_at_the_output() {
     let after = total(&s.plan);
     let gain = 10.0 * (before / after).log10();
     assert!(done.len() == 1 && (done[0].gain_db - gain).abs() < 0.05, "{done:?} {gain}");
-    eprintln!("PROBE gptq gain {gain}");
-    assert!(gain > 1.0, "{gain}");
-    // A second round has nothing to gain, and adaptive rounding only what is left.
+    // What this problem gives, to the last bit that depends on how sums are rounded.
+    assert!((gain - 2.254).abs() < 0.01, "{gain}");
+    // A second round has nothing to gain, nor has adaptive rounding: no step of a single weight does.
     assert!(gptq::apply(&s.model, &mut s.plan, &seen, &|_| false, 1).unwrap().is_empty());
     ada_round::apply(&s.model, &mut s.plan, &seen, &|_| false).unwrap();
-    eprintln!("PROBE ada after gptq {}", 10.0 * (after / total(&s.plan)).log10());
-    assert!(total(&s.plan) <= after * 1.0001);
+    assert!((total(&s.plan) - after).abs() <= 1e-9 * after);
     // The emitted integers are those of the plan.
     let emitted = s.emit(&s.plan).unwrap();
     let g = emitted.main();
@@ -281,9 +280,9 @@ fn adaptive_rounding_finds_what_trying_all_finds() {
             assert!((*q as f32 - w / scale).abs() < 1.001);
         }
     }
-    eprintln!("PROBE ada {best_sum} {sum} {nearest_sum}");
     assert!(best_sum <= sum && sum < nearest_sum, "{best_sum} {sum} {nearest_sum}");
-    assert!(sum < 1.5 * best_sum, "{best_sum} {sum} {nearest_sum}");
+    // 1.37 times the best of all ways to round up or down, where nearest has 1.94 times.
+    assert!(sum < 1.38 * best_sum && nearest_sum > 1.9 * best_sum, "{best_sum} {sum} {nearest_sum}");
 }
 
 #[test]
@@ -308,13 +307,13 @@ fn depthwise_channels_are_rounded_each_with_moments_of_its_own() {
     };
     let before = losses(&s.plan);
     gptq::apply(&s.model, &mut s.plan, &seen, &|_| true, 1).unwrap();
-    eprintln!("PROBE dw {before:?} {:?}", losses(&s.plan));
     ada_round::apply(&s.model, &mut s.plan, &seen, &|_| true).unwrap();
     for (a, b) in losses(&s.plan).iter().zip(&before) {
-        assert!(a <= &(b * 1.02), "{a} {b}");
+        assert!(*a <= b * 1.000_001, "{a} {b}");
     }
-    eprintln!("PROBE dw ada {:?}", losses(&s.plan));
-    assert!(losses(&s.plan).iter().sum::<f64>() < before.iter().sum::<f64>());
+    let share = losses(&s.plan).iter().sum::<f64>() / before.iter().sum::<f64>();
+    // GPTQ leaves 0.866 of the loss, adaptive rounding after it 0.823: nine weights a channel leave little to choose.
+    assert!((share - 0.823).abs() < 0.005, "{share}");
 }
 
 /// The mean over samples and rows of each of the last axis' channels.
@@ -360,9 +359,8 @@ fn corrected_biases_give_back_the_mean() {
     bias_correct::refine(&s.model, &mut plan, &|p| s.emit(p), &data, how).unwrap();
     s.plan = plan;
     let refined = off(&s);
-    eprintln!("PROBE refined {before} {corrected} {refined}");
     // What is left is less than a step of the int32 bias.
-    assert!(refined < 0.01 * corrected, "{before} {corrected} {refined}");
+    assert!(refined < 0.003 * corrected, "{before} {corrected} {refined}");
 }
 
 /// A model whose tensor `t` can be equalized, and the constants that take the factor.
@@ -586,21 +584,20 @@ fn clipped_weights_lose_as_little_as_with_the_best_of_all_scales() {
             before += clipped_loss(w, energy, old[row]);
             after += clipped_loss(w, energy, new[row]);
         }
-        eprintln!("PROBE clip {k} {before} {after} {best}");
-        // A search of 20,000 scales a channel finds at most a twentieth more: the error jumps from scale to scale.
-        assert!(after < before && after < 1.05 * best && after >= 0.999 * best, "k = {k}: {before} {after} {best}");
+        // A search of 20,000 scales a channel finds no more than a thousandth.
+        assert!(after < 0.98 * before && (after / best - 1.0).abs() < 1e-3, "k = {k}: {before} {after} {best}");
         assert!((done[0].gain_db - 10.0 * (before / after).log10()).abs() < 0.01, "{done:?}");
     }
 }
 
 /// A product of one output with weights of which one is large and, by its input, of no account.
-fn outlier(outlier_input: f32) -> (Model, Made, usize) {
+fn outlier(outlier_input: f32, neighbour: f32) -> (Model, Made, usize) {
     let k = 32;
     let step = 1.0 / 127.0;
     // Whole steps, of which one is the last that fits.
     let mut w: Vec<f32> = (0..k).map(|i| ((i * 37) % 255) as f32 - 127.0).map(|q| q * step).collect();
     w[0] = 1.0;
-    w[5] = 4.0;
+    (w[4], w[5]) = (neighbour, 4.0);
     let m = model(&format!("float[8,{k}] x) => (float[8,1] y"), &[stored("w", &[k, 1], &w)], "y = MatMul (x, w)");
     (m, data(32, &[8, k], &move |i| if i % k == 5 { outlier_input } else { 1.0 }), 5)
 }
@@ -608,7 +605,7 @@ fn outlier(outlier_input: f32) -> (Model, Made, usize) {
 #[test]
 fn an_outlier_is_clipped_where_its_input_is_nothing_and_only_there() {
     for (input, clips) in [(1e-5, true), (1.0, false)] {
-        let (m, data, at) = outlier(input);
+        let (m, data, at) = outlier(input, 0.0);
         let mut s = Solved::new(m, &data);
         let seen = s.moments(&data);
         let place = s.weighted()[0];
@@ -629,26 +626,34 @@ fn an_outlier_is_clipped_where_its_input_is_nothing_and_only_there() {
 
 #[test]
 fn clipping_leaves_alone_what_the_user_gave_and_what_would_saturate() {
-    let (m, data, at) = outlier(1e-5);
-    let mut s = Solved::new(m, &data);
-    let seen = s.moments(&data);
-    let place = s.weighted()[0];
-    assert!(weight_clip::apply(&s.model, &mut s.plan, &seen, &|_| false, &|_| false, false).unwrap().is_empty());
-    // Neighbours of which the smaller is not a half step of the smaller scale: in 16 bits both must fit together.
-    let matrix = matrix::Matrix::of(&s.model, place).unwrap();
-    let least = crate::quant::params::least_pair_scale(&matrix.data, 127.0);
-    weight_clip::apply(&s.model, &mut s.plan, &seen, &|_| false, &|_| true, true).unwrap();
-    let w = s.plan.node(place).unwrap().weight.clone().unwrap();
-    let q = matrix.integers(&w).unwrap().unwrap();
-    assert!(w.params.scales[0] >= least && q[at] <= 127);
-    let sums = q.chunks(2).map(|p| (p[0].max(0) + p[1].max(0)).max(-p[0].min(0) - p[1].min(0)));
-    assert!(sums.max().unwrap() <= 128, "{q:?}");
-    // Without that rule the scale is smaller: the rule is what held it.
-    let free = {
-        weight_clip::apply(&s.model, &mut s.plan, &seen, &|_| false, &|_| true, false).unwrap();
-        s.plan.node(place).unwrap().weight.clone().unwrap().params.scales[0]
-    };
-    assert!(free < least, "{free} {least}");
+    // Beside an outlier that is clipped to 127 steps there is room for half a step.
+    for (neighbour, clips) in [(0.0, true), (0.2, false)] {
+        let (m, data, _) = outlier(1e-5, neighbour);
+        let mut s = Solved::new(m, &data);
+        let seen = s.moments(&data);
+        let place = s.weighted()[0];
+        let apply = |s: &mut Solved, free: bool, adds_pairs: bool| {
+            weight_clip::apply(&s.model, &mut s.plan, &seen, &|_| false, &|_| free, adds_pairs).unwrap().len()
+        };
+        assert_eq!(apply(&mut s, false, false), 0);
+        let matrix = matrix::Matrix::of(&s.model, place).unwrap();
+        for node in s.plan.nodes.iter_mut().filter(|n| n.place == place) {
+            let params = &mut node.weight.as_mut().unwrap().params;
+            params.fit_pairs(&matrix.in_storage(matrix.data.clone()), &matrix.shape, matrix.layout);
+        }
+        let scale = |s: &Solved| s.plan.node(place).unwrap().weight.as_ref().unwrap().params.scales[0];
+        let before = scale(&s);
+        assert_eq!(apply(&mut s, true, true), usize::from(clips), "{neighbour}");
+        let least = crate::quant::params::least_pair_scale(&matrix.data, 127.0);
+        let kept = scale(&s);
+        assert!(kept >= least && (kept < 0.6 * before) == clips, "{before} {kept} {least}");
+        let q = matrix.integers(s.plan.node(place).unwrap().weight.as_ref().unwrap()).unwrap().unwrap();
+        let sums = q.chunks(2).map(|p| (p[0].max(0) + p[1].max(0)).max(-p[0].min(0) - p[1].min(0)));
+        assert!(sums.max().unwrap() <= 128, "{q:?}");
+        // Without the rule the scale is smaller: the rule is what held it.
+        apply(&mut s, true, false);
+        assert!(scale(&s) < 0.9 * least, "{} {least}", scale(&s));
+    }
 }
 
 #[test]

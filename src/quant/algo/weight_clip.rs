@@ -49,41 +49,55 @@ pub struct Search<'a, P> {
     pub neighbours: &'a [&'a dyn Fn(P) -> P],
     /// The best parameters for the integers that these give.
     pub refined: &'a dyn Fn(P) -> P,
+    /// Minima of the grid that are refined.
+    pub starts: usize,
+    /// How often each is; less often where that does not help.
+    pub rounds: usize,
 }
 
 /// The parameters that lose least of those that are tried: the grid, then neighbours of its best, then refinement by
-/// turns. The whole range is kept where nothing loses less.
+/// turns, of that and of other minima of the grid. The whole range is kept where nothing loses less.
 pub fn search<P: Copy>(s: &Search<'_, P>) -> Option<P> {
     let mut best = (s.covering)(1.0)?;
     let mut least = (s.error)(best);
-    let mut p = best;
     let mut consider = |p: P| {
         let e = (s.error)(p);
         // Written so that a not-a-number never wins.
-        if e < least {
+        let is_less = e < least;
+        if is_less {
             (least, best) = (e, p);
-            return true;
         }
-        false
+        (e, is_less)
     };
+    let (mut p, mut tried) = ((s.covering)(1.0)?, Vec::new());
     for i in 1..=s.grid.steps {
         let shrink = 1.0 - (1.0 - s.grid.smallest) * i as f32 / s.grid.steps as f32;
-        if let Some(candidate) = (s.covering)(shrink)
-            && consider(candidate)
-        {
+        let Some(candidate) = (s.covering)(shrink) else { continue };
+        let (e, is_less) = consider(candidate);
+        tried.push((e, candidate));
+        if is_less {
             p = candidate;
         }
     }
     for neighbour in s.neighbours {
         let moved = neighbour(p);
-        if consider(moved) {
+        if consider(moved).1 {
             p = moved;
         }
     }
-    for _ in 0..3 {
-        p = (s.refined)(p);
-        if !consider(p) {
-            break;
+    let mut starts: Vec<(f64, P)> =
+        tried.windows(3).filter(|w| w[1].0 <= w[0].0 && w[1].0 <= w[2].0).map(|w| w[1]).collect();
+    starts.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let others = starts.into_iter().skip(1).take(s.starts.saturating_sub(1)).map(|(_, p)| p);
+    for mut p in std::iter::once(p).chain(others) {
+        let mut own = (s.error)(p);
+        for _ in 0..s.rounds {
+            p = (s.refined)(p);
+            let (e, _) = consider(p);
+            if e >= own || e.is_nan() {
+                break;
+            }
+            own = e;
         }
     }
     Some(best)
@@ -92,6 +106,10 @@ pub fn search<P: Copy>(s: &Search<'_, P>) -> Option<P> {
 /// The smallest share of a channel's range that is tried: what is clipped further loses more than rounding does, unless
 /// its inputs are next to nothing.
 const SMALLEST: f32 = 0.2;
+/// Minima of the grid that are refined: the error has many, and the least on the grid is not always nearest to the least.
+const STARTS: usize = 4;
+/// Turns of integers and scale: near the best scale a turn puts right only the largest integers that are off by one.
+const ROUNDS: usize = 16;
 /// Rounded weights that a channel's search may take, which bounds its time: short channels, whose error jumps the most
 /// from scale to scale, are searched in finer steps.
 const WORK: usize = 1 << 15;
@@ -222,6 +240,8 @@ impl Channels<'_> {
             error: &error,
             neighbours: &[],
             refined: &refined,
+            starts: STARTS,
+            rounds: ROUNDS,
         });
         found.unwrap_or(old)
     }

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use common::testdata;
 use onnx_quant::calibrate::dataset::{Dataset, Request, input_specs, open};
 use onnx_quant::diag::Sink;
+use onnx_quant::infer::infer;
 use onnx_quant::interp::{CompileOptions, NoTap, Program, RunOptions};
 use onnx_quant::ir::text_parse::parse;
 use onnx_quant::ir::verify::verify;
@@ -144,18 +145,24 @@ fn passes_do_not_change_what_is_computed() {
     let mut n_run = 0;
     for (pass, path) in fixtures() {
         let text = fs::read_to_string(&path).unwrap();
-        let Ok(model) = parse(text.split("====\n").next().unwrap()) else { continue };
+        let Ok(mut model) = parse(text.split("====\n").next().unwrap()) else { continue };
+        if text.contains("#! infer") {
+            infer(&mut model, &mut Sink::default()).unwrap();
+        }
         let Some(inputs) = made_inputs(&model) else { continue };
         let Some(before) = run_once(&model, &inputs) else { continue };
+        // What is drawn at random depends on the number of nodes: all but its values is compared.
+        let is_random = text.contains("= Random");
         n_run += 1;
         let mut after = model.clone();
         let mut sink = Sink::default();
         let mut ctx = Ctx::new(&mut sink).opset_floor(13);
         let Ok(changed) = manager::run_pass(&mut after, pass, &mut ctx) else { continue };
         *n_changed.entry(pass.info().name).or_default() += usize::from(changed);
+        manager::run(&mut after, &passes::CLEANUP, &mut Ctx::new(&mut sink), &mut |_, _| {}).unwrap();
         let tolerance = if pass.info().name == "widen_float16" { 2e-3 } else { 1e-5 };
         let found = run_once(&after, &inputs).and_then(|after| difference(&before, &after));
-        if found.is_none_or(|d| d > tolerance) {
+        if found.is_none_or(|d| d > tolerance && !is_random) {
             failures.push_str(&format!("{}: {found:?}\n", path.display()));
         }
     }

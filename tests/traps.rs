@@ -75,7 +75,7 @@ impl Done {
         let mut text = String::new();
         let _ = write!(text, "<ir_version: 8, opset_import: [\"\" : 17]>\ng ({signature})\n");
         if !stored.is_empty() {
-            let _ = write!(text, "<{}>\n", stored.join(", "));
+            let _ = writeln!(text, "<{}>", stored.join(", "));
         }
         let _ = write!(text, "{{\n{body}\n}}\n");
         let mut model = parse(&text).unwrap_or_else(|e| panic!("{e:#}\n{text}"));

@@ -119,7 +119,8 @@ pub fn exclude(
     let integer: BTreeSet<NodePlace> =
         plan.nodes.iter().filter(|n| n.decision == Decision::Integer).map(|n| n.place).collect();
     let mut out = excluded.clone();
-    if config.scheme.activation.bits() > 8 {
+    // A target that takes whole models only does not run what stays float at all: there the range has to do.
+    if config.scheme.activation.bits() > 8 || config.target.whole {
         return Ok(out);
     }
     for &(id, n) in &integer {

@@ -16,6 +16,7 @@ mod demo;
 mod dump;
 mod extract;
 mod inspect;
+mod labels;
 mod man;
 mod progress;
 mod quantize;

@@ -120,7 +120,7 @@ fn quantized(model: Model, shape: &[usize]) -> Quantized {
     // No floor: what a pattern gives is looked at, however coarse its random weights are in integers.
     let mut config = Config { min_sqnr_db: f64::NEG_INFINITY, threads: 1, ..Config::new("ort-cpu").unwrap() };
     config.target.cost = None;
-    let data = Data { calibration: &data, holdout: &data, is_shared: true };
+    let data = Data { calibration: &data, holdout: &data, is_shared: true, labels: None };
     quantize(model, &config, &data, &Quiet, &mut |_, _| {}, &mut Sink::default()).unwrap()
 }
 

@@ -203,6 +203,7 @@ fn operator_names_stay_with_operators_and_passes() {
         "src/quant/algo/",
         "src/quant/realize/",
         "src/quant/config.rs",
+        "src/quant/traps.rs",
         "src/ir/builder.rs",
         "src/cli",
     ];

@@ -123,6 +123,10 @@ impl Dataset for Carried {
         let state = self.states.get(i).ok_or_else(|| anyhow!("there is no sample {i}"))?;
         Ok(Sample { inputs: with_state(sample.inputs, state), ..sample })
     }
+
+    fn name(&self, i: usize) -> Option<String> {
+        self.of.name(i)
+    }
 }
 
 #[cfg(test)]

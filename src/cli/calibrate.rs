@@ -1,5 +1,6 @@
 //! `calibrate`: observes a model on samples and writes what it saw to a cache, or joins caches of parts of the data.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -65,7 +66,7 @@ fn observe(path: &Path, args: &Args, session: &mut Session) -> Result<Cache> {
     let split = crate::calibrate::dataset::split(&all, 0.0, Some(args.data.calib_samples.get()))?;
     session.flush();
     let base = Config::new(&args.target)?;
-    let config = Config { method: args.data.method(&base)?, threads: session.threads, ..base };
+    let config = Config { method: args.data.method(&base, &BTreeSet::new())?, threads: session.threads, ..base };
     let bar = session.progress();
     let trackers = quant::calibrate(model, &config, &split.calibration, &bar, &mut session.sink);
     drop(bar);

@@ -1,10 +1,12 @@
 //! The one-shot form and `quantize`: reads a model and data, quantizes, writes, and says what came of it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use super::dump::{self, Dump};
+use super::labels;
 use super::select::{self, Selection};
 use super::session::{Session, Usage, print_json, usage};
 use super::summary::Summary;
@@ -16,7 +18,8 @@ use crate::diag::Sink;
 use crate::error::{Context, Location, Result, WithHelp, anyhow, bail, ensure};
 use crate::ir::Model;
 use crate::onnx::{External, WriteOptions};
-use crate::quant::measure::worst_drop;
+use crate::quant::algo::Improvement;
+use crate::quant::judge::drop_of;
 use crate::quant::prune::Pattern;
 use crate::quant::report::Report;
 use crate::quant::scheme::{Choices, Form, Scheme};
@@ -37,6 +40,8 @@ pub(super) struct Args {
     calib: CalibArgs,
     #[command(flatten)]
     scheme: SchemeArgs,
+    #[command(flatten)]
+    labels: labels::Args,
     #[command(flatten)]
     weights: weights::Args,
     #[command(flatten)]
@@ -200,13 +205,17 @@ fn crop(text: &str) -> std::result::Result<(u32, u32), String> {
 
 impl DataArgs {
     /// The method that was asked for.
-    pub(super) fn method(&self, config: &Config) -> Result<calibrate::Method> {
+    pub(super) fn method(&self, config: &Config, without: &BTreeSet<Improvement>) -> Result<calibrate::Method> {
         let bits = config.scheme.activation.bits() as u32;
         let settings = calibrate::Settings { percentile: self.percentile, bits };
         let calibrator = match &self.calib_method {
             Some(name) => calibrate::find(name).context("unknown calibration method")?,
+            None if without.contains(&Improvement::Auto) => calibrate::find("min-max").context("no min-max")?,
             None => calibrate::Method::default().calibrator,
         };
+        if calibrator.name == calibrate::Method::default().calibrator.name && without.contains(&Improvement::Auto) {
+            return usage("--without auto does not go with --calib-method auto");
+        }
         Ok(calibrate::Method { calibrator, settings })
     }
 }
@@ -224,8 +233,8 @@ struct SchemeArgs {
     /// (without it: until the outputs reach about 20 dB)
     #[arg(long, value_name = "DB")]
     min_sqnr: Option<f64>,
-    /// Rows of class scores, in percent, that may change their first class on held-out samples, else exit code 3; operators
-    /// stay float until fewer do
+    /// What the result may lose on held-out samples, in percent, else exit code 3; operators stay float until it loses less.
+    /// See --metric; without labels, rows of class scores that change their first class
     #[arg(long, value_name = "PCT", value_parser = percent)]
     max_drop: Option<f64>,
     /// Multiply-accumulate operations, in percent, that may stay float, else exit code 3
@@ -234,12 +243,24 @@ struct SchemeArgs {
     /// What counts: `speed` keeps float what would not be faster in integers, `size` quantizes whatever can be
     #[arg(long, value_name = "WHAT", default_value = "speed")]
     prefer: Prefer,
-    /// Work that goes into accuracy: `fast` chooses ranges alone, `best` uses more samples than `balanced`
+    /// Work that goes into accuracy: `fast` chooses ranges alone, `best` uses more samples than `balanced`, tries AdaRound
+    /// beside GPTQ and refines biases
     #[arg(long, value_name = "EFFORT", default_value = "balanced")]
     effort: Level,
+    /// What to leave out of it
+    #[arg(long, value_name = "METHOD,...", value_delimiter = ',', value_parser = improvements(), ignore_case = true)]
+    without: Vec<Improvement>,
     /// Where weights go: into the model file, or into a file beside it
     #[arg(long, value_name = "WHERE", default_value = "auto")]
     external_data: Where,
+}
+
+fn improvements() -> impl clap::builder::TypedValueParser<Value = Improvement> {
+    let value = |(_, name, summary): (Improvement, &'static str, &'static str)| {
+        clap::builder::PossibleValue::new(name).alias(name.replace('-', "_")).help(summary)
+    };
+    let names = clap::builder::PossibleValuesParser::new(Improvement::ALL.map(value));
+    clap::builder::TypedValueParser::try_map(names, |name| Improvement::named(&name))
 }
 
 fn percent(text: &str) -> std::result::Result<f64, String> {
@@ -261,9 +282,13 @@ impl SchemeArgs {
         if let Some(floor) = self.min_sqnr.filter(|_| !report.is_floor_met) {
             out.push(format!("the outputs do not reach {floor} dB SQNR (--min-sqnr)"));
         }
-        match (self.max_drop, worst_drop(&report.outputs)) {
+        match (self.max_drop, drop_of(report)) {
             (Some(most), Some(drop)) if drop * 100.0 > most => {
-                out.push(format!("{:.2} % of the rows have another first class (--max-drop {most})", drop * 100.0));
+                let lost = format!("{:.2} %", drop * 100.0);
+                out.push(match &report.judged {
+                    None => format!("{lost} of the rows have another first class (--max-drop {most})"),
+                    Some(j) => format!("{} is worse by {lost} on held-out samples (--max-drop {most})", j.metric),
+                });
             }
             (Some(_), None) => out.push("no output looks like class scores (--max-drop)".into()),
             _ => {}
@@ -437,8 +462,10 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
         check_output(&input, &output)?;
     }
 
-    if mode != Mode::Static && args.calib.data.calib.is_empty() && args.scheme.is_judged() {
-        return usage("--min-sqnr or --max-drop needs data to measure with: --calib DATA");
+    args.labels.check()?;
+    let is_judged = args.scheme.is_judged() || args.labels.is_given();
+    if mode != Mode::Static && args.calib.data.calib.is_empty() && is_judged {
+        return usage("--min-sqnr, --max-drop or --labels needs data to measure with: --calib DATA");
     }
     if args.calib.data.calib.is_empty() && matches!(mode, Mode::WeightOnly(o) if o.algorithm.needs_data()) {
         return usage("this --algorithm needs data: give --calib DATA, or choose rtn or hqq, which need none");
@@ -453,8 +480,8 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
         None => None,
     };
     let is_without_data = cache.is_some() && args.calib.data.calib.is_empty();
-    if is_without_data && args.scheme.is_judged() {
-        return usage("--min-sqnr or --max-drop needs samples to measure on: give --calib as well");
+    if is_without_data && is_judged {
+        return usage("--min-sqnr, --max-drop or --labels needs samples to measure on: give --calib as well");
     }
     let shapes = &args.calib.data.input_shape;
     let samples = Arc::new(if is_without_data {
@@ -470,7 +497,9 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
         all = Arc::new(carry::Carried::new(all, &model, &input_specs(&model)?, &pairs, session.threads)?);
     }
     let split = split_samples(&all, args.calib.holdout, args.calib.data.calib_samples.get(), session)?;
-    let mut method = args.calib.data.method(&base)?;
+    let labels = args.labels.read(&*all, &split)?;
+    let without: BTreeSet<Improvement> = args.scheme.without.iter().copied().collect();
+    let mut method = args.calib.data.method(&base, &without)?;
     if let (Some(cache), Some(path)) = (&cache, &args.calib.calib_cache) {
         let asked = args.calib.data.calib_method.is_some().then_some(method.calibrator);
         super::calibrate::check_cache(cache, &input, asked, (!is_without_data).then_some((&*samples, &split)))
@@ -492,6 +521,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
             Level::Balanced => Effort::Balanced,
             Level::Best => Effort::Best,
         },
+        without,
         threads: session.threads,
         ..base
     };
@@ -518,7 +548,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
         }
         _ => {
             let (calibration, holdout) = (&split.calibration, &split.held_out);
-            let data = quant::Data { calibration, holdout, is_shared: split.is_shared };
+            let data = quant::Data { calibration, holdout, is_shared: split.is_shared, labels: labels.as_ref() };
             let sink = &mut session.sink;
             let run = || quant::quantize(model, &config, &data, &bar, &mut see, sink);
             let result = match pool {

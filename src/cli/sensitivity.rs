@@ -1,5 +1,6 @@
 //! `sensitivity`: which operators cost the most accuracy in integers, and what to exclude.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -97,7 +98,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     let base = Config::new(&args.target)?;
     let excluding = selection.clone();
     let config = Config {
-        method: args.calib.data.method(&base)?,
+        method: args.calib.data.method(&base, &BTreeSet::new())?,
         exclude: Box::new(move |label, op_type| excluding.excludes(label, op_type)),
         threads: session.threads,
         ..base

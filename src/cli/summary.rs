@@ -11,6 +11,7 @@ use super::session::{Session, human_bytes, peak_memory};
 use super::weights;
 use crate::error::Result;
 use crate::ir::Model;
+use crate::quant::labels::{Metric, Scores};
 use crate::quant::measure::OutputError;
 use crate::quant::plan::{Decision, QuantPlan};
 use crate::quant::{Config, Quantized, Report};
@@ -107,6 +108,7 @@ impl Summary {
             let worst = rest.iter().map(|o| o.sqnr_db).fold(f64::INFINITY, f64::min);
             long_row(&mut t, "", &format!("{} more outputs, at least {}", rest.len(), decibels(worst)));
         }
+        self.judged_rows(&mut t);
         if r.outputs.is_empty() {
             let why = match (r.n_holdout, r.n_calibration) {
                 (0, 0) => "no data was given (--calib)",
@@ -118,6 +120,9 @@ impl Summary {
         if r.holdout_is_calibration {
             long_row(&mut t, "", "measured on the calibration samples, since none were held out");
         }
+        for (i, trap) in r.traps.iter().enumerate() {
+            long_row(&mut t, if i == 0 { "traps" } else { "" }, trap);
+        }
         for note in &r.notes {
             long_row(&mut t, "note", note);
         }
@@ -125,6 +130,21 @@ impl Summary {
         let label = if self.peak_memory.is_some() { "time / peak memory" } else { "time" };
         long_row(&mut t, label, &format!("{:.1} s{memory}", self.elapsed.as_secs_f64()));
         t
+    }
+
+    /// What the labels say.
+    fn judged_rows(&self, t: &mut String) {
+        let Some(j) = &self.report.judged else { return };
+        let score = |x: f64| if j.metric == Metric::Mse { format!("{x:.4e}") } else { format!("{:.2} %", x * 100.0) };
+        let line = |t: &mut String, label: &str, s: &Scores, of: &str| {
+            row(t, label, &score(s.float), &score(s.quantized), &format!("of {} samples with a label{of}", s.samples));
+        };
+        if self.report.holdout_is_calibration {
+            line(t, j.metric.name(), &j.held_out, "");
+            return;
+        }
+        line(t, j.metric.name(), &j.held_out, ", held out");
+        line(t, "", &j.all, ", calibration included");
     }
 
     /// What became integers.
@@ -202,9 +222,15 @@ impl Summary {
                 "name": o.name, "sqnr_db": o.sqnr_db, "worst_channel_db": o.worst_channel_db,
                 "cosine": o.cosine, "max_abs": o.max_abs, "top1_agreement": o.top1_agreement,
             })).collect::<Vec<_>>(),
+            "metric": r.judged.map(|j| {
+                let of = |s: &Scores| json!({ "float": s.float, "quantized": s.quantized, "samples": s.samples });
+                json!({ "name": j.metric.name(), "held_out": of(&j.held_out), "all": of(&j.all),
+                        "drop": j.held_out.drop(j.metric) })
+            }),
             "floor_met": r.is_floor_met,
             "predicted_speed": r.time.map(|(float, planned)| float / planned.max(f64::MIN_POSITIVE)),
             "saves_nothing": r.saves_nothing,
+            "traps": r.traps,
             "notes": r.notes,
             "diagnostics": session.sink.diagnostics().iter().map(|d| json!({
                 "severity": if d.severity == crate::diag::Severity::Warning { "warning" } else { "note" },

@@ -8,6 +8,9 @@ pub const QUANTIZE: &str = "QuantizeLinear";
 pub const DEQUANTIZE: &str = "DequantizeLinear";
 /// The operator that a compressed weight is widened with.
 pub const CAST: &str = "Cast";
+/// Operators whose output holds elements of several inputs beside each other, or sums of them: what is small in one input is
+/// lost in the range of the largest.
+pub const JOINS: &[&str] = &["Add", "Concat", "Max", "Min", "Sub", "Sum", "Where"];
 /// Operators that a model has only when it was quantized before.
 pub const QUANTIZED: &[&str] = &[
     QUANTIZE,

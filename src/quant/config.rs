@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::algo::Improvement;
 use super::algo::moments::Limits;
 use super::annotate::Excluded;
 use super::overrides::Overrides;
@@ -32,10 +33,11 @@ pub enum Mode {
 pub enum Effort {
     /// Ranges alone.
     Fast,
-    /// Equalization, bias correction and GPTQ rounding of weights whose inputs' second moments are cheap.
+    /// Equalization, bias correction, weight clipping, and GPTQ rounding of weights whose inputs' second moments are cheap.
     #[default]
     Balanced,
-    /// The same from more samples, and for weights of any size.
+    /// The same from more samples and for weights of any size, with AdaRound beside GPTQ, and biases refined by the means of the
+    /// quantized model.
     Best,
 }
 
@@ -75,11 +77,13 @@ pub struct Config {
     /// Output SQNR in dB that the emitted model must reach on held-out samples, which were used for nothing else than to
     /// raise this floor; operators stay float until it does.
     pub min_sqnr_db: f64,
-    /// Share of the rows of an output that looks like class scores in which another class may come first than in the
-    /// float model, on the same samples.
+    /// What the metric may lose on held-out samples, as a share (see [`super::labels`]): without labels, the share of the
+    /// rows of class scores in which another class may come first than in the float model.
     pub max_drop: Option<f64>,
     /// How much work goes into accuracy.
     pub effort: Effort,
+    /// What is left out of it.
+    pub without: BTreeSet<Improvement>,
     /// Threads.
     pub threads: usize,
 }
@@ -105,8 +109,20 @@ impl Config {
             min_sqnr_db: 20.0,
             max_drop: None,
             effort: Effort::default(),
+            without: BTreeSet::new(),
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         })
+    }
+
+    /// Whether something is done for accuracy in this run.
+    #[must_use]
+    pub fn applies(&self, what: Improvement) -> bool {
+        let by_effort = match what {
+            Improvement::Auto | Improvement::FloatFallback => true,
+            Improvement::AdaRound | Improvement::BiasRefine => self.effort == Effort::Best,
+            _ => self.effort != Effort::Fast,
+        };
+        by_effort && !self.without.contains(&what)
     }
 
     /// The lowest opset that the result can be written in.

@@ -15,8 +15,9 @@ pub struct OutputError {
     pub name: String,
     /// Signal-to-quantization-noise ratio in dB, `10 log10(sum x² / sum (x-y)²)`; infinite when nothing differs.
     pub sqnr_db: f64,
-    /// The lowest SQNR of a single slice along the channel axis (axis 1, or the last for rank 2), in dB: tells when one
-    /// row or channel is lost although the whole looks fine. `None` where there is only one slice.
+    /// The lowest SQNR of a single slice along axis 1, and of rank 3 (rows of boxes, steps of a sequence) along the last
+    /// axis as well, in dB: tells when one row or channel is lost although the whole looks fine. `None` where there is only
+    /// one slice.
     pub worst_channel_db: Option<f64>,
     /// Mean over the samples of the cosine between both.
     pub cosine: f64,
@@ -35,6 +36,8 @@ pub(super) struct Sums {
     signal: f64,
     noise: f64,
     channels: Vec<(f64, f64)>,
+    /// Slices along the last axis, of rank 3.
+    last: Vec<(f64, f64)>,
     cosine: f64,
     samples: u64,
     max_abs: f64,
@@ -60,10 +63,12 @@ impl Sums {
         }
         let (n, inner) = channels(x.shape());
         s.channels = vec![(0.0, 0.0); n];
+        let is_table = x.rank() == 3 && inner > 1;
+        s.last = vec![(0.0, 0.0); if is_table { inner } else { 0 }];
         let (mut dot, mut yy) = (0.0, 0.0);
         for (row, (a, b)) in a.chunks(inner.max(1)).zip(b.chunks(inner.max(1))).enumerate() {
             let (mut signal, mut noise) = (0.0, 0.0);
-            for (&x, &y) in a.iter().zip(b) {
+            for (i, (&x, &y)) in a.iter().zip(b).enumerate() {
                 if !x.is_finite() {
                     continue;
                 }
@@ -72,6 +77,9 @@ impl Sums {
                 let d = x - y;
                 signal += x * x;
                 noise += d * d;
+                if is_table {
+                    s.last[i] = (s.last[i].0 + x * x, s.last[i].1 + d * d);
+                }
                 dot += x * y;
                 yy += y * y;
                 s.max_abs = s.max_abs.max(d.abs());
@@ -97,15 +105,15 @@ impl Sums {
     pub(super) fn add(&mut self, o: &Sums) {
         self.signal += o.signal;
         self.noise += o.noise;
-        if self.channels.len() == o.channels.len() {
-            for (a, b) in self.channels.iter_mut().zip(&o.channels) {
-                *a = (a.0 + b.0, a.1 + b.1);
+        for (mine, other) in [(&mut self.channels, &o.channels), (&mut self.last, &o.last)] {
+            if mine.len() == other.len() {
+                mine.iter_mut().zip(other).for_each(|(a, b)| *a = (a.0 + b.0, a.1 + b.1));
+            } else if self.samples == 0 {
+                mine.clone_from(other);
+            } else {
+                // Slices of samples of different sizes have nothing in common.
+                mine.clear();
             }
-        } else if self.samples == 0 {
-            self.channels.clone_from(&o.channels);
-        } else {
-            // Slices of samples of different sizes have nothing in common.
-            self.channels.clear();
         }
         self.cosine += o.cosine;
         self.samples += o.samples;
@@ -117,13 +125,11 @@ impl Sums {
 
     pub(super) fn finish(self, name: &str) -> OutputError {
         // A slice without signal says nothing about a ratio.
-        let mean = self.signal / self.channels.len().max(1) as f64;
-        let worst = self.channels.iter().filter(|c| c.0 > 1e-6 * mean).map(|&(s, n)| sqnr(s, n));
-        let worst = if self.channels.len() > 1 {
-            worst.fold(None, |m: Option<f64>, x| Some(m.map_or(x, |m| m.min(x))))
-        } else {
-            None
-        };
+        let worst = [&self.channels, &self.last].into_iter().filter(|slices| slices.len() > 1).flat_map(|slices| {
+            let mean = self.signal / slices.len() as f64;
+            slices.iter().filter(move |c| c.0 > 1e-6 * mean).map(|&(s, n)| sqnr(s, n))
+        });
+        let worst = worst.reduce(f64::min);
         OutputError {
             name: name.to_owned(),
             sqnr_db: if self.is_broken { f64::NEG_INFINITY } else { sqnr(self.signal, self.noise) },
@@ -335,6 +341,11 @@ mod tests {
         assert!((e.sqnr_db - 40.0).abs() < 0.1, "{e:?}");
         assert!((e.worst_channel_db.unwrap() - 0.0).abs() < 1e-3, "{e:?}");
         assert_eq!(e.top1_agreement, Some(1.0));
+        // A column of a table: 3 rows of 2, of which the second is lost; over all and in every row little is.
+        let x = Tensor::new(&[1, 3, 2], vec![10.0f32, 0.1, 10.0, 0.1, 10.0, 0.1]).unwrap();
+        let y = Tensor::new(&[1, 3, 2], vec![10.0f32, 0.2, 10.0, 0.2, 10.0, 0.2]).unwrap();
+        let e = Sums::of(&x, &y).unwrap().finish("y");
+        assert!((e.sqnr_db - 40.0).abs() < 0.1 && e.worst_channel_db.unwrap().abs() < 1e-3, "{e:?}");
         let e = Sums::of(&x, &x).unwrap().finish("y");
         assert!(e.sqnr_db.is_infinite() && (e.cosine - 1.0).abs() < 1e-9);
     }

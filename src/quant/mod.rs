@@ -11,6 +11,8 @@ pub mod dynamic;
 pub mod extract;
 pub mod facts;
 pub mod importance;
+pub mod judge;
+pub mod labels;
 pub mod lazy;
 pub mod measure;
 pub mod memory;
@@ -30,6 +32,7 @@ mod self_check;
 pub mod sensitivity;
 pub mod solve;
 pub mod target;
+pub mod traps;
 pub mod weight_only;
 
 use std::collections::BTreeMap;
@@ -58,6 +61,8 @@ pub struct Data<'a> {
     pub holdout: &'a dyn Dataset,
     /// Whether the two are the same, for want of samples.
     pub is_shared: bool,
+    /// What is known of the samples, to judge by.
+    pub labels: Option<&'a labels::Labels>,
 }
 
 /// What a run gives.
@@ -102,8 +107,16 @@ pub fn quantize(
     let excluded = config.excluded(&model)?;
 
     report_unknown(&model, sink);
-    let search::Choice { float, prepared, plan, mut emitted, errors } =
-        search::choose(model, config, &excluded, data, progress, sink, &mut report)?;
+    let program = solve::compile(&model)?;
+    let judging = labels::Judging::of(&program, data, config.threads)?;
+    if let Some(pattern) = config.prune {
+        // After the reference was compiled: what pruning costs is part of the error.
+        let done = prune::prune(&mut model, pattern)?;
+        let (zeros, all) = (done.zeros, done.elements);
+        report.notes.push(format!("{zeros} of {all} weights are zero in {} tensors (--sparsity)", done.n_weights));
+    }
+    let search::Choice { prepared, plan, mut emitted, errors } =
+        search::choose((model, &program), config, &excluded, data, progress, sink, &mut report)?;
 
     self_check.verify(&emitted, config, sink)?;
     (report.outputs, report.n_holdout) = match errors {
@@ -111,7 +124,7 @@ pub fn quantize(
         None => {
             progress.begin("measuring the result", 1);
             let quantized = solve::compile(&emitted)?;
-            let found = measure::compare(&float, &quantized, data.holdout, MAX_HOLDOUT, config.threads)?;
+            let found = measure::compare(&program, &quantized, data.holdout, MAX_HOLDOUT, config.threads)?;
             progress.end();
             found
         }
@@ -119,6 +132,11 @@ pub fn quantize(
     if let Some(o) = report.outputs.iter().find(|o| o.is_broken) {
         bail!("the quantized model's output \"{}\" is not finite or has another rank", o.name);
     }
+    report.judged = match judging {
+        Some(judging) => Some(judging.finish(&solve::compile(&emitted)?, config.threads)?),
+        None => None,
+    };
+    report.traps.extend(traps::outputs(&report.outputs));
     report.is_floor_met = measure::worst_sqnr(&report.outputs) >= config.min_sqnr_db;
     report.n_calibration = data.calibration.len();
     report.holdout_is_calibration = data.is_shared;
@@ -177,8 +195,10 @@ pub fn quantize_without_data(
     let facts = facts::Facts::of(&model, &sample.inputs, options, true)
         .with_context(|| format!("running the float model on {}", sample.origin))?;
     let observed = solve::cached(&model, config, &facts, &excluded, cache, sink)?;
+    let excluded = traps::exclude(&model, config, &facts, &observed, &excluded)?;
     let solver = solve::Solver { model: &model, config, facts: &facts, observed: &observed };
     let plan = solver.plan(&excluded)?;
+    report.traps = traps::found(&model, config, &facts, &observed, &plan);
     let emitted = solver.emit(&plan)?;
     self_check.verify(&emitted, config, sink)?;
     report_unused(&model, &plan, config, sink);

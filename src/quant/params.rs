@@ -202,6 +202,29 @@ pub struct WeightParams {
 /// activation's scale is a normal number.
 pub const MIN_WEIGHT_SCALE: f32 = 1e-12;
 
+/// What two neighbouring int8 weights, in steps, may add up to in magnitude before they are rounded, so that products
+/// with uint8 do not saturate in 16 bits: 128 with a rounding of each.
+const PAIR_LIMIT: f32 = 127.5;
+
+/// The smallest scale with which no two neighbours of a row, in the order in which they are summed, add up to more than
+/// [`PAIR_LIMIT`] steps, when each is clipped to `most` steps: either the whole sum fits, or the larger of the two is
+/// clipped and the smaller fits beside it. With any larger scale they fit as well. 0 for fewer than two weights, whose
+/// products are never added in pairs.
+#[must_use]
+pub fn least_pair_scale(row: &[f32], most: f32) -> f32 {
+    if row.len() < 2 {
+        return 0.0;
+    }
+    let of_sign = |a: f32, b: f32| {
+        let (a, b) = (a.max(0.0), b.max(0.0));
+        ((a + b) / PAIR_LIMIT).min(a.min(b) / (PAIR_LIMIT - most))
+    };
+    row.chunks(2).fold(0f32, |m, p| {
+        let (a, b) = (p[0], p.get(1).copied().unwrap_or(0.0));
+        m.max(of_sign(a, b)).max(of_sign(-a, -b))
+    })
+}
+
 /// Calls `f(channel, element)` for every element of a row-major tensor.
 pub fn for_each_channel<T: Copy>(data: &[T], shape: &[usize], axis: Option<usize>, mut f: impl FnMut(usize, T)) {
     let Some(axis) = axis else {
@@ -240,6 +263,12 @@ pub fn channel_range(data: &[f32], shape: &[usize], axis: Option<usize>) -> Vec<
         }
     }
     min.into_iter().zip(max).map(|(min, max)| Range { min, max }).collect()
+}
+
+/// The largest magnitude in each channel.
+#[must_use]
+pub fn channel_max(data: &[f32], shape: &[usize], axis: Option<usize>) -> Vec<f32> {
+    channel_range(data, shape, axis).into_iter().map(|r| r.max.max(-r.min)).collect()
 }
 
 /// Elements of one channel that follow each other in a row-major tensor.
@@ -294,30 +323,23 @@ impl WeightParams {
     /// elements an output sums; input channels are summed innermost. Costs about 2 dB of a weight's accuracy, where 7-bit
     /// weights cost 6.
     pub fn fit_pairs(&mut self, data: &[f32], shape: &[usize], layout: Layout) {
-        let outputs = layout.n_outputs(shape);
-        // Depthwise kernels add in 32 bits; those for other types than int8 do not saturate.
-        let is_depthwise = matches!(layout, Layout::Conv { group } if group > 1) && shape[1] == 1;
-        if is_depthwise || self.form.dtype != DType::I8 || !self.form.symmetric {
+        if !self.adds_pairs(layout, shape) {
             return;
         }
-        // A rounding of each of the two may add a half.
-        const LIMIT: f32 = 127.5;
-        for o in 0..outputs {
-            let mut sums = layout.row(data, shape, o);
-            if sums.len() < 2 {
-                continue;
-            }
-            if sums.len() % 2 == 1 {
-                sums.push(0.0);
-            }
-            let largest = sums.chunks_exact(2).fold(0f32, |m, p| {
-                let positive = p[0].max(0.0) + p[1].max(0.0);
-                m.max(positive).max(-(p[0].min(0.0) + p[1].min(0.0)))
-            });
+        for o in 0..layout.n_outputs(shape) {
+            let least = least_pair_scale(&layout.row(data, shape, o), self.form.steps());
             if let Some(s) = self.scales.get_mut(if self.axis.is_some() { o } else { 0 }) {
-                *s = s.max(largest / LIMIT);
+                *s = s.max(least);
             }
         }
+    }
+
+    /// Whether kernels for x86 add products with such a weight in 16 bits. Depthwise kernels add in 32 bits; those for
+    /// other types than int8 do not saturate.
+    #[must_use]
+    pub fn adds_pairs(&self, layout: Layout, shape: &[usize]) -> bool {
+        let is_depthwise = matches!(layout, Layout::Conv { group } if group > 1) && shape[1] == 1;
+        !is_depthwise && self.form.dtype == DType::I8 && self.form.symmetric
     }
 
     /// The weight in its form.

@@ -49,6 +49,10 @@ pub struct Partition<'a> {
 const SLOWER: (&str, &str) = ("no-gain", "would save no time in integers here");
 /// Channels of the blocked layout's smallest block.
 const LEAST_BLOCK: usize = 8;
+/// What a multiply-accumulate operation and a node count for where the target has no costs: a thousand operations are a
+/// microsecond, so that small models are told apart.
+const PER_MAC: f64 = 1e-3;
+const PER_NODE: f64 = 0.01;
 /// Rounds of choosing and planning: nodes that lose what they depend on change what the others cost.
 const ROUNDS: usize = 4;
 
@@ -60,7 +64,11 @@ impl Partition<'_> {
     /// A graph has a cycle, or a stored tensor cannot be read.
     pub fn divide(&self, excluded: &Excluded, price: f64, reason: (&'static str, &str)) -> Result<Excluded> {
         let mut out = excluded.clone();
-        let Some(costs) = &self.config.target.cost else { return Ok(out) };
+        let costs = self.config.target.cost.as_ref();
+        // Without costs everything is worth its noise as long as noise has no price.
+        if costs.is_none() && price == 0.0 {
+            return Ok(out);
+        }
         for _ in 0..ROUNDS {
             let plan = annotate(self.model, self.config, self.facts, &out)?;
             let (nodes, tensors) = self.terms(&plan, costs, price);
@@ -95,7 +103,7 @@ impl Partition<'_> {
         }
         let integer: BTreeSet<NodePlace> =
             plan.nodes.iter().filter(|n| n.decision == Decision::Integer).map(|n| n.place).collect();
-        for t in self.tensors(plan, costs, 0.0).values() {
+        for t in self.tensors(plan, Some(costs), 0.0).values() {
             let made = t.maker.is_some_and(|m| integer.contains(&m));
             planned += if made { 0.0 } else { t.quantize };
             planned += if made && t.has_float_readers { t.dequantize } else { 0.0 };
@@ -106,12 +114,16 @@ impl Partition<'_> {
     fn terms(
         &self,
         plan: &QuantPlan,
-        costs: &Costs,
+        costs: Option<&Costs>,
         price: f64,
     ) -> (BTreeMap<NodePlace, NodeCost>, BTreeMap<Place, TensorCost>) {
         let integer = plan.nodes.iter().filter(|n| n.decision == Decision::Integer);
         let nodes = integer.map(|n| {
-            let (float, integer) = self.node(n, costs);
+            // Without costs the work that is done in integers counts, and of nodes without any their number.
+            let (float, integer) = match costs {
+                Some(costs) => self.node(n, costs),
+                None => (n.macs as f64 * PER_MAC + PER_NODE, 0.0),
+            };
             let noise = self.noise.weights.get(&n.place).copied().unwrap_or(0.0);
             (n.place, NodeCost { float, integer: integer + price * noise, gives_floats: self.gives_floats(n.place) })
         });
@@ -124,7 +136,7 @@ impl Partition<'_> {
         is_weighted && self.config.target.row(node, i64::MAX).is_ok_and(|r| r.output == OutputNeed::Optional)
     }
 
-    fn tensors(&self, plan: &QuantPlan, costs: &Costs, price: f64) -> BTreeMap<Place, TensorCost> {
+    fn tensors(&self, plan: &QuantPlan, costs: Option<&Costs>, price: f64) -> BTreeMap<Place, TensorCost> {
         let decision: BTreeMap<NodePlace, &Decision> = plan.nodes.iter().map(|n| (n.place, &n.decision)).collect();
         let is_integer = |id: GraphId, n: NodeId| decision.get(&(id, n)).is_some_and(|d| **d == Decision::Integer);
         let mut out = BTreeMap::new();
@@ -142,8 +154,9 @@ impl Partition<'_> {
             };
             let n_integer = readers.iter().filter(|r| is_data(r)).count();
             let elements = self.elements(id, v);
-            let (quantize, dequantize) = costs.conversions(elements, self.rank(id, v) >= 3);
-            let slowed: f64 = readers.iter().map(|&(n, _)| costs.slowed(&g.node(n).op_type, elements)).sum();
+            let (quantize, dequantize) = costs.map_or((0.0, 0.0), |c| c.conversions(elements, self.rank(id, v) >= 3));
+            let slowed = |n: NodeId| costs.map_or(0.0, |c| c.slowed(&g.node(n).op_type, elements));
+            let slowed: f64 = readers.iter().map(|&(n, _)| slowed(n)).sum();
             let t = TensorCost {
                 maker: maker.filter(|&n| is_integer(id, n)).map(|n| (id, n)),
                 readers: readers.iter().filter(|r| is_data(r)).map(|&(n, _)| (id, n)).collect(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::labels::Judged;
 use super::lazy::Job;
 use super::measure::OutputError;
 use super::plan::{Decision, QuantPlan};
@@ -96,12 +97,16 @@ pub struct Report {
     pub kept: Vec<Kept>,
     /// Error of the outputs on held-out samples.
     pub outputs: Vec<OutputError>,
+    /// What the labels say, where there are any.
+    pub judged: Option<Judged>,
     /// Samples used for calibration.
     pub n_calibration: usize,
     /// Samples held out for the error.
     pub n_holdout: usize,
     /// Whether the held-out samples are calibration samples too, for want of others.
     pub holdout_is_calibration: bool,
+    /// What the model has that often goes wrong in 8 bits, and what became of it, one sentence each ([`super::traps`]).
+    pub traps: Vec<String>,
     /// What was tried to reach the accuracy floor, one sentence each.
     pub notes: Vec<String>,
     /// Predicted microseconds on the target, all in float and as planned; `None` where the target has no cost table.

@@ -14,7 +14,7 @@ use super::importance::importance;
 use super::measure::spread;
 use super::overrides::Override;
 use super::params::{QParams, Range, WeightParams};
-use super::plan::{Decision, Place, QuantPlan, RangeFrom, WeightPlan};
+use super::plan::{Decision, NodePlace, Place, QuantPlan, RangeFrom, WeightPlan};
 use super::progress::Progress;
 use super::realize::{qdq, qoperator};
 use super::scheme::Form;
@@ -366,10 +366,7 @@ impl Solver<'_> {
                 scheme.per_channel && by_target && (axis != crate::ops::WeightAxis::Last || w.shape().len() == 2);
             let rule_axis = axis;
             let axis = axis.resolve(&node.attrs, w.shape().len()).filter(|_| per_channel);
-            // Folding a BatchNormalization makes a new tensor of the old one's name.
-            let name = g.input(n, weight).map(|v| g.value(v).name.as_str()).unwrap_or_default();
-            let of = |n: &str| self.config.overrides.get(n);
-            if let Some(o) = of(name).or_else(|| of(name.trim_end_matches("_fused"))) {
+            if let Some((name, o)) = self.weight_override(id, n, weight) {
                 let params = o.weight(w.get()?.slice()?, w.shape(), axis, scheme);
                 let params = params.with_context(|| format!("override of \"{name}\""))?;
                 plan.nodes[i].weight = Some(WeightPlan { params, rounded: None, bias: None });
@@ -389,6 +386,22 @@ impl Solver<'_> {
             plan.nodes[i].weight = Some(WeightPlan { params, rounded: None, bias: None });
         }
         Ok(())
+    }
+
+    /// What the user says of a node's weight, and the weight's name. Folding a BatchNormalization makes a new tensor of the
+    /// old one's name.
+    fn weight_override(&self, id: GraphId, n: NodeId, slot: usize) -> Option<(&str, &Override)> {
+        let g = self.model.graph(id);
+        let name = g.value(g.input(n, slot)?).name.as_str();
+        let of = |n: &str| self.config.overrides.get(n);
+        of(name).or_else(|| of(name.trim_end_matches("_fused"))).map(|o| (name, o))
+    }
+
+    /// Whether the user says how a node's weight is quantized.
+    #[must_use]
+    pub fn is_overridden(&self, (id, n): NodePlace) -> bool {
+        let slots = 0..self.model.graph(id).node_inputs(n).len();
+        slots.into_iter().any(|slot| self.weight_override(id, n, slot).is_some())
     }
 
     /// The model that a plan gives.

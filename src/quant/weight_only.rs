@@ -200,13 +200,16 @@ pub(super) fn measure(
         return Ok(());
     }
     progress.begin("measuring the result", 2);
-    let reference = Reference::new(&solve::compile(model)?, data.holdout, super::MAX_HOLDOUT, config.threads)?;
+    let (float, quantized) = (solve::compile(model)?, solve::compile(emitted)?);
+    let reference = Reference::new(&float, data.holdout, super::MAX_HOLDOUT, config.threads)?;
     progress.advance(1);
-    report.outputs = reference.compare(&solve::compile(emitted)?, usize::MAX, config.threads)?;
+    report.outputs = reference.compare(&quantized, usize::MAX, config.threads)?;
     progress.end();
     if let Some(o) = report.outputs.iter().find(|o| o.is_broken) {
         bail!("the quantized model's output \"{}\" is not finite or has another rank", o.name);
     }
+    let judging = super::labels::Judging::of(&float, data, config.threads)?;
+    report.judged = judging.map(|j| j.finish(&quantized, config.threads)).transpose()?;
     report.is_floor_met = worst_sqnr(&report.outputs) >= config.min_sqnr_db;
     report.n_calibration = data.calibration.len();
     report.n_holdout = reference.len();

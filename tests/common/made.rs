@@ -44,7 +44,7 @@ pub fn made_with(
     let mut config = Config { scheme, min_sqnr_db: f64::NEG_INFINITY, threads: 1, ..base };
     config.target.cost = None;
     set(&mut config);
-    let data = Data { calibration: &samples, holdout: &samples, is_shared: true };
+    let data = Data { calibration: &samples, holdout: &samples, is_shared: true, labels: None };
     let done = quantize(model, &config, &data, &Quiet, &mut |_, _| {}, &mut Sink::default())
         .unwrap_or_else(|e| panic!("{name} for {target}: {e:#}"));
     (done, samples.sample(0).unwrap().inputs)

@@ -71,7 +71,7 @@ impl Dataset for Nothing {
 /// Quantizes without data.
 pub fn quantized_without_data(model: Model, mode: Mode) -> (Quantized, Sink) {
     let config = Config { mode, threads: 1, ..Config::new("ort-cpu").unwrap() };
-    let data = Data { calibration: &Nothing, holdout: &Nothing, is_shared: false };
+    let data = Data { calibration: &Nothing, holdout: &Nothing, is_shared: false, labels: None };
     let mut sink = Sink::default();
     let done = quantize(model, &config, &data, &Quiet, &mut |_, _| {}, &mut sink).unwrap();
     (done, sink)

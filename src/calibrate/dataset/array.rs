@@ -82,6 +82,11 @@ impl Array {
         Array { path: path.into(), place: Place::Pb, whole: OnceLock::new() }
     }
 
+    /// The file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The file and the array in it, for messages.
     pub(super) fn label(&self) -> String {
         match &self.place {

@@ -1,5 +1,6 @@
 //! Samples in files: which arrays make up which samples.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::array::Array;
@@ -10,6 +11,8 @@ use crate::error::{Result, anyhow};
 /// The arrays of one file (or of files that belong together) and how they are cut into samples.
 pub(super) struct Bundle {
     origin: String,
+    /// The path of the first array's file.
+    name: String,
     parts: Vec<Part>,
     n_samples: usize,
 }
@@ -44,6 +47,7 @@ impl Bundle {
 
     /// Takes arrays whose inputs are known as samples and checks the headers.
     pub(super) fn of_inputs(origin: String, arrays: Vec<(InputSpec, Array)>, holds: Holds) -> Result<Self> {
+        let name = arrays.first().map(|(_, a)| a.path().to_string_lossy().into_owned()).unwrap_or_default();
         let mut parts = Vec::with_capacity(arrays.len());
         let mut counts = Vec::new();
         for (spec, array) in arrays {
@@ -74,7 +78,12 @@ impl Bundle {
         }
         let n_samples =
             if counts.is_empty() { 1 } else { same_count(&counts).map_err(|e| anyhow!("{origin}: {e}"))? };
-        Ok(Bundle { origin, parts, n_samples })
+        Ok(Bundle { origin, name, parts, n_samples })
+    }
+
+    /// Goes by another name than the first array's file.
+    pub(super) fn called(self, path: &Path) -> Self {
+        Bundle { name: path.to_string_lossy().into_owned(), ..self }
     }
 
     fn sample(&self, i: usize) -> Result<Sample> {
@@ -126,5 +135,10 @@ impl Dataset for Files {
     fn sample(&self, i: usize) -> Result<Sample> {
         let &(bundle, i) = self.index.get(i).ok_or_else(|| anyhow!("there is no sample {i}"))?;
         self.bundles[bundle as usize].sample(i as usize)
+    }
+
+    fn name(&self, i: usize) -> Option<String> {
+        let bundle = &self.bundles[self.index.get(i)?.0 as usize];
+        (bundle.n_samples == 1).then(|| bundle.name.clone())
     }
 }

@@ -194,4 +194,8 @@ impl Dataset for Images {
         super::check::check_shape(&self.spec, tensor.shape(), &format!("'{}'", path.display()))?;
         Ok(Sample { origin: format!("'{}'", file_name(path)), inputs: vec![(self.spec.name.clone(), tensor)] })
     }
+
+    fn name(&self, i: usize) -> Option<String> {
+        self.files.get(i).map(|p| p.to_string_lossy().into_owned())
+    }
 }

@@ -63,6 +63,12 @@ pub trait Dataset: Send + Sync {
     /// # Errors
     /// There is no such sample, its file cannot be read, or it does not fit the model's inputs.
     fn sample(&self, i: usize) -> Result<Sample>;
+
+    /// The path of the file that sample `i` is, without reading it; `None` for samples that share a file or have none.
+    fn name(&self, i: usize) -> Option<String> {
+        let _ = i;
+        None
+    }
 }
 
 /// What a data set is opened for.

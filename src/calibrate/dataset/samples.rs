@@ -100,6 +100,16 @@ impl Samples {
 }
 
 impl Dataset for Samples {
+    fn name(&self, mut i: usize) -> Option<String> {
+        for part in &self.parts {
+            if i < part.len() {
+                return part.name(i);
+            }
+            i -= part.len();
+        }
+        None
+    }
+
     fn len(&self) -> usize {
         self.parts.iter().map(|p| p.len()).sum()
     }

@@ -35,6 +35,10 @@ impl Dataset for Subset {
         let &i = self.indices.get(i).ok_or_else(|| anyhow!("there is no sample {i} of {}", self.indices.len()))?;
         self.of.sample(i)
     }
+
+    fn name(&self, i: usize) -> Option<String> {
+        self.of.name(*self.indices.get(i)?)
+    }
 }
 
 /// A data set in two parts.

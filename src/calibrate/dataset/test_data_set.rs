@@ -44,7 +44,7 @@ fn open(path: &Path, request: &Request, _: &mut Sink) -> Result<Option<Box<dyn D
         if extra.is_file() {
             bail!("'{}' exists, but the model has {} inputs", extra.display(), request.specs.len());
         }
-        Bundle::of_inputs(format!("'{}'", file_name(folder)), arrays, Holds::One)
+        Ok(Bundle::of_inputs(format!("'{}'", file_name(folder)), arrays, Holds::One)?.called(folder))
     };
     Ok(Some(Box::new(Files::new(folders.iter().map(bundle).collect::<Result<_>>()?))))
 }

@@ -73,9 +73,17 @@ mod tests {
         let w = Weight { data: &data, n, k, is_kn: false };
         let scheme = Scheme { dtype: DType::I4, block: 32 };
         let s = factors(&[w, w], scheme, &moments(k), 1).unwrap().unwrap();
+        // The root of the mean square of each channel to one and the same power, which is one of those that are tried.
         // Channels 0, 17, 34, 51 are the large ones.
-        let least = s.iter().step_by(17).fold(f32::INFINITY, |m, x| m.min(*x));
-        assert!((0..k).all(|i| i % 17 == 0 || s[i] < least), "{s:?}");
+        let m = importance(&moments(k));
+        let (largest, smallest) = (17, 1);
+        let power = (s[largest] / s[smallest]).ln() / (m[largest] / m[smallest]).sqrt().ln();
+        // With less channels of little magnitude lose more than the large ones gain, with more the other way round.
+        assert!((power - 0.1).abs() < 1e-4, "{power}");
+        for (i, s_i) in s.iter().enumerate() {
+            let want = s[smallest] * (m[i] / m[smallest]).sqrt().powf(power);
+            assert!((s_i / want - 1.0).abs() < 1e-4, "channel {i}: {s_i} instead of {want}");
+        }
         let even = Moments { k, mean: vec![0.0; k], energy: vec![1.0; k], h: Vec::new(), rows: 9 };
         assert_eq!(factors(&[w], scheme, &even, 1).unwrap(), None);
     }

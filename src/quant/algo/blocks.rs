@@ -6,6 +6,7 @@
 use rayon::prelude::*;
 
 use super::hqq;
+use super::weight_clip::{Grid, Search, search};
 use crate::error::{Result, ensure};
 use crate::tensor::DType;
 
@@ -270,12 +271,13 @@ impl Params {
 }
 
 /// Steps of the search for a scale, and by how much the smallest clips.
-fn grid(bits: usize) -> (usize, f32) {
-    match bits {
+fn grid(bits: usize) -> Grid {
+    let (steps, smallest) = match bits {
         0..=2 => (28, 0.25),
         3..=4 => (22, 0.55),
         _ => (6, 0.94),
-    }
+    };
+    Grid { steps, smallest }
 }
 
 /// Parameters that cover a block's range times `shrink`.
@@ -293,48 +295,26 @@ pub fn covering(x: &[f32], scheme: Scheme, shrink: f32) -> Option<Params> {
     (p.scale >= f32::MIN_POSITIVE && p.scale.is_finite() && p.zero.is_finite()).then_some(p)
 }
 
-/// Scale and zero point of the least weighted squared error: a search over how much of the range is clipped, then the
-/// best scale for the codes that it gives, by turns, and neighbouring zero points.
+/// Scale and zero point of the least weighted squared error, by the search of [`super::weight_clip`] with neighbouring
+/// zero points.
 #[must_use]
 pub fn fit(x: &[f32], importance: &[f32], scheme: Scheme) -> Params {
-    let Some(mut best) = covering(x, scheme, 1.0) else { return Params::of_nothing(scheme) };
-    let mut least = best.error(x, importance, scheme);
-    let mut consider = |p: Params| {
-        let e = p.error(x, importance, scheme);
-        // Written so that a not-a-number never wins.
-        if e < least {
-            (least, best) = (e, p);
-            return true;
-        }
-        false
-    };
-    let (steps, smallest) = grid(scheme.bits());
-    let mut start = None;
-    for i in 1..=steps {
-        let shrink = 1.0 - (1.0 - smallest) * i as f32 / steps as f32;
-        if let Some(p) = covering(x, scheme, shrink)
-            && consider(p)
-        {
-            start = Some(p);
-        }
-    }
-    let mut p = start.or_else(|| covering(x, scheme, 1.0)).unwrap_or(Params::of_nothing(scheme));
-    if !scheme.is_symmetric() {
-        let (lo, hi) = scheme.codes();
-        for step in [-1.0, 1.0] {
-            let moved = Params { zero: (p.zero + step).clamp(lo, hi), ..p };
-            if consider(moved) {
-                p = moved;
-            }
-        }
-    }
-    for _ in 0..3 {
-        p = p.refined(x, importance, scheme);
-        if !consider(p) {
-            break;
-        }
-    }
-    best
+    let (lo, hi) = scheme.codes();
+    let (down, up) = (
+        |p: Params| Params { zero: (p.zero - 1.0).clamp(lo, hi), ..p },
+        |p: Params| Params { zero: (p.zero + 1.0).clamp(lo, hi), ..p },
+    );
+    let moves: [&dyn Fn(Params) -> Params; 2] = [&down, &up];
+    let found = search(&Search {
+        grid: grid(scheme.bits()),
+        covering: &|share| covering(x, scheme, share),
+        error: &|p| f64::from(p.error(x, importance, scheme)),
+        neighbours: if scheme.is_symmetric() { &[] } else { &moves },
+        refined: &|p| p.refined(x, importance, scheme),
+        starts: 1,
+        rounds: 3,
+    });
+    found.unwrap_or(Params::of_nothing(scheme))
 }
 
 #[cfg(test)]

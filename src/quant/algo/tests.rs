@@ -237,11 +237,12 @@ fn compensated_rounding_loses_less_at_the_output() {
     let after = total(&s.plan);
     let gain = 10.0 * (before / after).log10();
     assert!(done.len() == 1 && (done[0].gain_db - gain).abs() < 0.05, "{done:?} {gain}");
-    assert!(gain > 1.0, "{gain}");
-    // A second round has nothing to gain, and adaptive rounding only what is left.
+    // What this problem gives, to the last bit that depends on how sums are rounded.
+    assert!((gain - 2.254).abs() < 0.01, "{gain}");
+    // A second round has nothing to gain, nor has adaptive rounding: no step of a single weight does.
     assert!(gptq::apply(&s.model, &mut s.plan, &seen, &|_| false, 1).unwrap().is_empty());
     ada_round::apply(&s.model, &mut s.plan, &seen, &|_| false).unwrap();
-    assert!(total(&s.plan) <= after * 1.0001);
+    assert!((total(&s.plan) - after).abs() <= 1e-9 * after);
     // The emitted integers are those of the plan.
     let emitted = s.emit(&s.plan).unwrap();
     let g = emitted.main();
@@ -281,7 +282,8 @@ fn adaptive_rounding_finds_what_trying_all_finds() {
         }
     }
     assert!(best_sum <= sum && sum < nearest_sum, "{best_sum} {sum} {nearest_sum}");
-    assert!(sum < 1.5 * best_sum, "{best_sum} {sum} {nearest_sum}");
+    // 1.37 times the best of all ways to round up or down, where nearest has 1.94 times.
+    assert!(sum < 1.38 * best_sum && nearest_sum > 1.9 * best_sum, "{best_sum} {sum} {nearest_sum}");
 }
 
 #[test]
@@ -308,9 +310,11 @@ fn depthwise_channels_are_rounded_each_with_moments_of_its_own() {
     gptq::apply(&s.model, &mut s.plan, &seen, &|_| true, 1).unwrap();
     ada_round::apply(&s.model, &mut s.plan, &seen, &|_| true).unwrap();
     for (a, b) in losses(&s.plan).iter().zip(&before) {
-        assert!(a <= &(b * 1.02), "{a} {b}");
+        assert!(*a <= b * 1.000_001, "{a} {b}");
     }
-    assert!(losses(&s.plan).iter().sum::<f64>() < before.iter().sum::<f64>());
+    let share = losses(&s.plan).iter().sum::<f64>() / before.iter().sum::<f64>();
+    // GPTQ leaves 0.866 of the loss, adaptive rounding after it 0.823: nine weights a channel leave little to choose.
+    assert!((share - 0.823).abs() < 0.005, "{share}");
 }
 
 /// The mean over samples and rows of each of the last axis' channels.
@@ -357,7 +361,7 @@ fn corrected_biases_give_back_the_mean() {
     s.plan = plan;
     let refined = off(&s);
     // What is left is less than a step of the int32 bias.
-    assert!(refined < 0.01 * corrected, "{before} {corrected} {refined}");
+    assert!(refined < 0.003 * corrected, "{before} {corrected} {refined}");
 }
 
 /// A model whose tensor `t` can be equalized, and the constants that take the factor.
@@ -549,4 +553,141 @@ fn no_factor_pushes_values_over_a_bound() {
         assert!(done.len() <= most, "{done:?}");
         assert!(sqnr(&outputs(&m, &data), &outputs(&edited, &data)) > 100.0, "{body}");
     }
+}
+
+/// `Σ E[xᵢ²] (wᵢ - qᵢ s)²` of one row, in the plainest way.
+fn clipped_loss(w: &[f32], energy: &[f64], scale: f32) -> f64 {
+    let q = |w: f32| (f64::from(w) / f64::from(scale)).round_ties_even().clamp(-127.0, 127.0);
+    w.iter().zip(energy).map(|(&w, e)| e * (f64::from(w) - q(w) * f64::from(scale)).powi(2)).sum()
+}
+
+#[test]
+fn clipped_weights_lose_as_little_as_with_the_best_of_all_scales() {
+    // Long tails, so that there is something to clip, in long and in short channels.
+    for (k, n, seed) in [(96, 6, 3), (9, 12, 5)] {
+        let w: Vec<f32> = random(k * n, seed).iter().map(|x| x * x * x * x * x).collect();
+        let m = model(&format!("float[8,{k}] x) => (float[8,{n}] y"), &[stored("w", &[k, n], &w)], "y = MatMul (x, w)");
+        let data = data(32, &[8, k], &|i| 1.0 + (i % 5) as f32);
+        let mut s = Solved::new(m, &data);
+        let seen = s.moments(&data);
+        let place = s.weighted()[0];
+        let matrix = matrix::Matrix::of(&s.model, place).unwrap();
+        let energy = &seen.of(place).unwrap()[0].energy;
+        let old = s.plan.node(place).unwrap().weight.as_ref().unwrap().params.scales.clone();
+        let done = weight_clip::apply(&s.model, &mut s.plan, &seen, &|_| false, &|_| true, false).unwrap();
+        assert_eq!(done.len(), 1);
+        let new = &s.plan.node(place).unwrap().weight.as_ref().unwrap().params.scales;
+        let (mut before, mut after, mut best) = (0.0, 0.0, 0.0);
+        for row in 0..n {
+            let w = &matrix.data[row * k..][..k];
+            let least = (1..=20_000).map(|i| clipped_loss(w, energy, old[row] * i as f32 / 20_000.0));
+            best += least.fold(f64::INFINITY, f64::min);
+            before += clipped_loss(w, energy, old[row]);
+            after += clipped_loss(w, energy, new[row]);
+        }
+        // A search of 20,000 scales a channel finds no more than a thousandth.
+        assert!(after < 0.98 * before && (after / best - 1.0).abs() < 1e-3, "k = {k}: {before} {after} {best}");
+        assert!((done[0].gain_db - 10.0 * (before / after).log10()).abs() < 0.01, "{done:?}");
+    }
+}
+
+/// A product of one output with weights of which one is large and, by its input, of no account.
+fn outlier(outlier_input: f32, neighbour: f32) -> (Model, Made, usize) {
+    let k = 32;
+    let step = 1.0 / 127.0;
+    // Whole steps, of which one is the last that fits.
+    let mut w: Vec<f32> = (0..k).map(|i| ((i * 37) % 255) as f32 - 127.0).map(|q| q * step).collect();
+    w[0] = 1.0;
+    (w[4], w[5]) = (neighbour, 4.0);
+    let m = model(&format!("float[8,{k}] x) => (float[8,1] y"), &[stored("w", &[k, 1], &w)], "y = MatMul (x, w)");
+    (m, data(32, &[8, k], &move |i| if i % k == 5 { outlier_input } else { 1.0 }), 5)
+}
+
+#[test]
+fn an_outlier_is_clipped_where_its_input_is_nothing_and_only_there() {
+    for (input, clips) in [(1e-5, true), (1.0, false)] {
+        let (m, data, at) = outlier(input, 0.0);
+        let mut s = Solved::new(m, &data);
+        let seen = s.moments(&data);
+        let place = s.weighted()[0];
+        let done = weight_clip::apply(&s.model, &mut s.plan, &seen, &|_| false, &|_| true, false).unwrap();
+        let w = s.plan.node(place).unwrap().weight.clone().unwrap();
+        let matrix = matrix::Matrix::of(&s.model, place).unwrap();
+        let q = matrix.integers(&w).unwrap().unwrap();
+        if clips {
+            // The steps that the other weights were made of, exactly; 40 dB are a hundredth of the error.
+            assert!((w.params.scales[0] * 127.0 - 1.0).abs() < 1e-5, "{}", w.params.scales[0]);
+            assert_eq!((q[at], q[0], q[1]), (127, 127, 37 - 127));
+            assert!(done.len() == 1 && done[0].gain_db > 40.0, "{done:?}");
+        } else {
+            assert!(w.params.scales[0] > 0.95 * 4.0 / 127.0, "{}", w.params.scales[0]);
+        }
+    }
+}
+
+#[test]
+fn clipping_leaves_alone_what_the_user_gave_and_what_would_saturate() {
+    // Beside an outlier that is clipped to 127 steps there is room for half a step.
+    for (neighbour, clips) in [(0.0, true), (0.2, false)] {
+        let (m, data, _) = outlier(1e-5, neighbour);
+        let mut s = Solved::new(m, &data);
+        let seen = s.moments(&data);
+        let place = s.weighted()[0];
+        let apply = |s: &mut Solved, free: bool, adds_pairs: bool| {
+            weight_clip::apply(&s.model, &mut s.plan, &seen, &|_| false, &|_| free, adds_pairs).unwrap().len()
+        };
+        assert_eq!(apply(&mut s, false, false), 0);
+        let matrix = matrix::Matrix::of(&s.model, place).unwrap();
+        for node in s.plan.nodes.iter_mut().filter(|n| n.place == place) {
+            let params = &mut node.weight.as_mut().unwrap().params;
+            params.fit_pairs(&matrix.in_storage(matrix.data.clone()), &matrix.shape, matrix.layout);
+        }
+        let scale = |s: &Solved| s.plan.node(place).unwrap().weight.as_ref().unwrap().params.scales[0];
+        let before = scale(&s);
+        assert_eq!(apply(&mut s, true, true), usize::from(clips), "{neighbour}");
+        let least = crate::quant::params::least_pair_scale(&matrix.data, 127.0);
+        let kept = scale(&s);
+        assert!(kept >= least && (kept < 0.6 * before) == clips, "{before} {kept} {least}");
+        let q = matrix.integers(s.plan.node(place).unwrap().weight.as_ref().unwrap()).unwrap().unwrap();
+        let sums = q.chunks(2).map(|p| (p[0].max(0) + p[1].max(0)).max(-p[0].min(0) - p[1].min(0)));
+        assert!(sums.max().unwrap() <= 128, "{q:?}");
+        // Without the rule the scale is smaller: the rule is what held it.
+        apply(&mut s, true, false);
+        assert!(scale(&s) < 0.9 * least, "{} {least}", scale(&s));
+    }
+}
+
+#[test]
+fn one_scale_for_all_channels_is_chosen_for_all_of_them() {
+    let (k, n) = (24, 4);
+    let w: Vec<f32> = random(k * n, 9).iter().map(|x| x * x * x).collect();
+    let m = model(&format!("float[8,{k}] x) => (float[8,{n}] y"), &[stored("w", &[k, n], &w)], "y = MatMul (x, w)");
+    let data = data(32, &[8, k], &|_| 1.0);
+    let mut s = Solved::new(m, &data);
+    let place = s.weighted()[0];
+    let largest = w.iter().fold(0f32, |m, x| m.max(x.abs()));
+    for node in s.plan.nodes.iter_mut().filter(|n| n.place == place) {
+        let params = &mut node.weight.as_mut().unwrap().params;
+        (params.axis, params.scales, params.zero_points) = (None, vec![largest / 127.0], vec![0]);
+    }
+    let seen = s.moments(&data);
+    weight_clip::apply(&s.model, &mut s.plan, &seen, &|_| false, &|_| true, false).unwrap();
+    let scales = s.plan.node(place).unwrap().weight.clone().unwrap().params.scales;
+    let matrix = matrix::Matrix::of(&s.model, place).unwrap();
+    let energy = &seen.of(place).unwrap()[0].energy;
+    let loss = |scale: f32| -> f64 { matrix.data.chunks(k).map(|w| clipped_loss(w, energy, scale)).sum() };
+    let best = (1..=20_000).map(|i| loss(largest / 127.0 * i as f32 / 20_000.0)).fold(f64::INFINITY, f64::min);
+    assert!(scales.len() == 1 && loss(scales[0]) < 1.05 * best, "{} {best}", loss(scales[0]));
+}
+
+#[test]
+fn improvements_go_by_their_names() {
+    for (what, name, _) in Improvement::ALL {
+        assert_eq!(Improvement::named(&name.replace('-', "_").to_uppercase()).unwrap(), what);
+    }
+    let e = Improvement::named("magic").unwrap_err().to_string();
+    assert_eq!(
+        e,
+        "\"magic\" is none of auto, equalize, bias-correct, weight-clip, gptq, ada-round, bias-refine, float-fallback"
+    );
 }

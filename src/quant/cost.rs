@@ -15,6 +15,8 @@ pub struct Work {
     pub macs: u64,
     /// Output channels of a convolution, which kernels compute in whole blocks; 0 for others and for depthwise ones.
     pub channels: u64,
+    /// How often each weight is used: rows of a product, positions of a convolution; 0 without weights.
+    pub rows: u64,
     /// Elements of its data inputs; of a convolution the runs of input channels that are gathered, one for each position
     /// of the output and of the window (none for a window of 1).
     pub inputs: u64,
@@ -22,6 +24,8 @@ pub struct Work {
     pub outputs: u64,
     /// Whether it is a convolution in which each output channel reads one input channel.
     pub is_depthwise: bool,
+    /// Whether it is a convolution over one axis.
+    pub is_line: bool,
     /// Whether the node that makes its data takes it into its own loop when both run in float.
     pub is_fused: bool,
 }
@@ -41,6 +45,10 @@ pub struct Row {
     integer: Line,
     /// In float, right behind a node that `fuses`.
     fused: Option<Line>,
+    /// Rows that kernels compute at least, in float and in integers, whether there are so many or not: with few, the time
+    /// goes into reading weights.
+    #[serde(default)]
+    least_rows: [u64; 2],
     /// Whether it takes what follows into its own loop when it runs in float.
     #[serde(default)]
     fuses: bool,
@@ -75,6 +83,14 @@ pub struct Costs {
 }
 
 impl Work {
+    /// With the operations of at least so many rows.
+    fn in_rows(&self, least: u64) -> Work {
+        if self.rows == 0 || self.rows >= least {
+            return *self;
+        }
+        Work { macs: self.macs / self.rows * least, ..*self }
+    }
+
     /// With the operations of whole blocks of output channels.
     fn in_blocks(&self, block: u64) -> Work {
         if self.channels == 0 {
@@ -90,8 +106,9 @@ fn time(line: &Line, w: &Work) -> f64 {
 
 impl Costs {
     fn row(&self, op_type: &str, w: &Work) -> Option<&Row> {
-        let depthwise = w.is_depthwise.then(|| self.ops.get(&format!("{op_type}/depthwise"))).flatten();
-        depthwise.or_else(|| self.ops.get(op_type))
+        let kind = if w.is_depthwise { "depthwise" } else { "1d" };
+        let special = (w.is_depthwise || w.is_line).then(|| self.ops.get(&format!("{op_type}/{kind}"))).flatten();
+        special.or_else(|| self.ops.get(op_type))
     }
 
     /// Microseconds of a node in float and in integers. A kind that is not in the table costs the same in both.
@@ -103,7 +120,11 @@ impl Costs {
         };
         let float = row.fused.as_ref().filter(|_| w.is_fused).unwrap_or(&row.float);
         let block = if w.channels < LEAST_BLOCK { LEAST_BLOCK } else { CHANNEL_BLOCK };
-        (time(float, &w.in_blocks(block)), time(&row.integer, &w.in_blocks(CHANNEL_BLOCK)))
+        let [least_float, least_integer] = row.least_rows;
+        (
+            time(float, &w.in_rows(least_float).in_blocks(block)),
+            time(&row.integer, &w.in_rows(least_integer).in_blocks(CHANNEL_BLOCK)),
+        )
     }
 
     /// Whether a node of this kind takes what follows into its own loop when both run in float.
@@ -158,6 +179,14 @@ mod tests {
         assert!(integer > float, "{float} {integer}");
         let (float, integer) = costs.node("AveragePool", &work(900_000, 100_000, false));
         assert!(integer > 5.0 * float, "{float} {integer}");
+        // A product of one row reads weights rather than multiplies: 82 and 28 microseconds were measured.
+        let one = Work { rows: 1, ..work(1 << 20, 1024, false) };
+        let (float, integer) = costs.node("MatMul", &one);
+        assert!((75.0..100.0).contains(&float) && (24.0..34.0).contains(&integer), "{float} {integer}");
+        // A convolution over one axis with four positions: 22 and 9.
+        let line = Work { rows: 4, channels: 128, is_line: true, inputs: 12, ..work(198_144, 512, false) };
+        let (float, integer) = costs.node("Conv", &line);
+        assert!((18.0..27.0).contains(&float) && (7.0..12.0).contains(&integer), "{float} {integer}");
         let (float, integer) = costs.node("Nothing", &work(1, 1, false));
         assert_eq!(float, integer);
     }

@@ -102,6 +102,7 @@ pub fn quantize(
     }
     let mut report = Report { before: report::Side::of(&model), ..Report::default() };
     let self_check = SelfCheck::of(&model);
+    let given = model.clone();
     ensure!(!data.calibration.is_empty(), "there are no calibration samples");
     prepare(&mut model, config, observer, sink)?;
     let excluded = config.excluded(&model)?;
@@ -117,6 +118,10 @@ pub fn quantize(
     }
     let search::Choice { prepared, plan, mut emitted, errors } =
         search::choose((model, &program), config, &excluded, data, progress, sink, &mut report)?;
+    if plan.n_integer() == 0 && config.prune.is_none() {
+        // Whoever gets the float model gets the one that was given, to the byte.
+        emitted = given;
+    }
 
     self_check.verify(&emitted, config, sink)?;
     (report.outputs, report.n_holdout) = match errors {

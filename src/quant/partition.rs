@@ -188,10 +188,13 @@ impl Partition<'_> {
         };
         if let QuantRule::Weighted { weight, .. } = rule {
             let w = g.input(n, weight).and_then(|v| constant(self.model, id, v)).map(|t| t.shape().to_vec());
+            let elements: u64 = w.iter().flatten().map(|&n| n as u64).product();
+            work.rows = plan.macs.checked_div(elements).unwrap_or(0);
             if let Some(&[channels, inputs, ref window @ ..]) = w.as_deref()
                 && !window.is_empty()
                 && channels > 0
             {
+                work.is_line = window.len() == 1;
                 work.is_depthwise = inputs == 1 && channels > 1 && node.attrs.int("group").unwrap_or(1) > 1;
                 let channels = channels as u64;
                 let taps: u64 = window.iter().map(|&k| k as u64).product();

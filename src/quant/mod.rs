@@ -14,6 +14,7 @@ pub mod importance;
 pub mod lazy;
 pub mod measure;
 pub mod memory;
+pub mod mixed;
 pub mod noise;
 pub mod overrides;
 pub mod params;

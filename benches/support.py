@@ -112,7 +112,8 @@ def reason(done):
     # The last line that looks like a reason: in a chain, what is caused comes before its cause.
     text = next((x for x in reversed(lines) if re.search(r"error|not|fail|support|unexpected", x, re.I)), lines[-1])
     text = re.sub(r"^[\w.]*(Error|Exception|Fail|NotImplemented|InvalidGraph|error):\s*|\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    text = re.sub(r"\S*/\S+\.(onnx|rs|cpp|hpp|cc|h)\S*", "the model", text)
+    text = re.sub(r"\S*/\S+\.onnx\S*", "the model", re.sub(r"\S*/\S+\.(rs|cpp|hpp|cc|h)\S* ?|^\d+: ", "", text))
+    text = re.sub(r"\w+ \w+::\w+\(.*?\) |Exception during initialization: ", "", text)
     return text.replace("|", "/")[:110]
 
 

@@ -88,6 +88,52 @@ fn products_in_every_type_and_form() {
 }
 
 #[test]
+fn any_number_of_columns_is_read_right() {
+    let input = Tensor::new(&[4, 64], numbers(4 * 64, 5)).unwrap();
+    for dtype in TYPES {
+        for (columns, output) in [(33, Output::Qdq), (34, Output::Qdq), (35, Output::NBits)] {
+            let (mut b, x) = Builder::new(DType::F32, &[None, Some(64)]);
+            let w = b.weight(&[64, columns]);
+            let y = b.op(Node::new("MatMul"), &[x, w]);
+            let options = Options { block: 32, output, ..Options::new(dtype) };
+            let what = format!("{dtype}, {columns} columns, {output:?}");
+            check(&what, b.done(y), options, &input, &[("MatMulNBits", 1)]);
+        }
+    }
+}
+
+#[test]
+fn the_weight_that_few_bits_hurt_most_takes_eight() {
+    let input = Tensor::new(&[5, 64], numbers(5 * 64, 5)).unwrap();
+    for output in [Output::Qdq, Output::NBits] {
+        let (mut b, x) = Builder::new(DType::F32, &[None, Some(64)]);
+        let mut sum = None;
+        for i in 0..4 {
+            let mut values = numbers(64 * 64, 30 + i);
+            if i == 2 {
+                // Of a few that are far off, the others of their blocks see only coarse steps.
+                values.iter_mut().step_by(29).for_each(|v| *v *= 40.0);
+            }
+            let w = b.stored(Tensor::new(&[64, 64], values).unwrap());
+            let y = b.op(Node::new("MatMul"), &[x, w]);
+            sum = Some(sum.map_or(y, |s| b.op(Node::new("Add"), &[s, y])));
+        }
+        let model = b.done(sum.unwrap());
+        let bits = |percent| {
+            let options = Options { wide_percent: percent, output, ..Options::new(DType::I4) };
+            let (done, _) = quantized(model.clone(), options);
+            done.report.weights.iter().map(|w| w.job.scheme.bits()).collect::<Vec<_>>()
+        };
+        assert_eq!(bits(0), [4, 4, 4, 4]);
+        assert_eq!(bits(24), [4, 4, 4, 4]);
+        assert_eq!(bits(25), [4, 4, 8, 4]);
+        assert_eq!(bits(100), [8, 8, 8, 8]);
+        let options = Options { wide_percent: 25, output, ..Options::new(DType::I4) };
+        check(&format!("mixed, {output:?}"), model, options, &input, &[("MatMulNBits", 4)]);
+    }
+}
+
+#[test]
 fn gemm_with_a_turned_weight_and_any_bias() {
     let input = Tensor::new(&[5, 64], numbers(5 * 64, 5)).unwrap();
     for output in [Output::Qdq, Output::NBits] {

@@ -28,6 +28,9 @@ pub(super) struct Args {
     /// How weights are rounded, for `--mode weight-only`
     #[arg(long, value_name = "ALGORITHM", default_value = "rtn")]
     algorithm: AlgorithmName,
+    /// Percent of the products' weights that may take 8 bits, those that fewer hurt most, for `--mode weight-only`
+    #[arg(long, value_name = "PCT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+    mixed_bits: u8,
     /// How the quantized model is written
     #[arg(long, visible_alias = "quant-format", value_name = "FORMAT", default_value = "qdq")]
     format: Format,
@@ -85,6 +88,9 @@ impl Args {
         if self.dynamic_lstm && self.mode != ModeName::Dynamic {
             return usage("--dynamic-lstm needs --mode dynamic");
         }
+        if self.mixed_bits > 0 && self.mode != ModeName::WeightOnly {
+            return usage("--mixed-bits needs --mode weight-only");
+        }
         match self.mode {
             ModeName::Static => return Ok(Mode::Static),
             ModeName::Dynamic => return Ok(Mode::Dynamic(dynamic::Options { lstm: self.dynamic_lstm })),
@@ -95,6 +101,9 @@ impl Args {
             return usage(format!(
                 "--weight-type {dtype}; --mode weight-only has int8, uint8, int4, uint4, int2, uint2"
             ));
+        }
+        if self.mixed_bits > 0 && dtype.bits() == 8 {
+            return usage(format!("--mixed-bits with --weight-type {dtype}; expected int4, uint4, int2 or uint2"));
         }
         let base = Options::new(dtype);
         let block = self.block_size.unwrap_or(base.block);
@@ -108,7 +117,7 @@ impl Args {
             AlgorithmName::Awq => Algorithm::Awq,
         };
         let output = if self.format == Format::Matmulnbits { Output::NBits } else { Output::Qdq };
-        Ok(Mode::WeightOnly(Options { dtype, block, algorithm, output }))
+        Ok(Mode::WeightOnly(Options { dtype, block, algorithm, output, wide_percent: self.mixed_bits }))
     }
 }
 

@@ -55,6 +55,9 @@ fn def(model: &Model, (id, n): NodePlace) -> Option<&'static OpDef> {
     lookup(&node.domain, &node.op_type, opset)
 }
 
+/// The code of operators that move elements and stay float because they would be slow in integers.
+pub const SLOW: &str = "slow-in-integers";
+
 /// What a node could be.
 #[derive(Clone)]
 enum Class<'a> {
@@ -389,10 +392,7 @@ impl<'a> GraphPlanner<'a> {
                 }
                 let all = outs.iter().all(|&v| self.g.n_uses(v) == 0 || self.demand(v).1);
                 if !self.is_integer_made(x) && row.integer_input {
-                    return Some((
-                        "float-input",
-                        "its input is made in float, behind which it is slow in integers".into(),
-                    ));
+                    return Some((SLOW, "its input is made in float, behind which it is slow in integers".into()));
                 }
                 if !whole && !self.is_integer_made(x) && !all {
                     return Some((

@@ -16,6 +16,7 @@ pub mod labels;
 pub mod lazy;
 pub mod measure;
 pub mod memory;
+pub mod mixed;
 pub mod noise;
 pub mod overrides;
 pub mod params;

@@ -4,17 +4,18 @@
 //! Needs data only for GPTQ and AWQ. Other weights are made when they are written (see [`super::lazy`]), so a model of any size takes the memory
 //! of its largest weight.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::algo::awq;
 use super::algo::block_gptq::{gptq, importance};
-use super::algo::blocks::{Blocked, Method, Scheme, Weight};
+use super::algo::blocks::{Blocked, Method, Scheme, Weight, quantize};
 use super::algo::compensate::{DAMPING, Factor, Order};
 use super::algo::moments::{self, Gathered, Limits, Moments};
 use super::config::Config;
 use super::lazy::{Form, Job, Origin};
 use super::measure::{Reference, worst_sqnr};
+use super::mixed::{self, Candidate};
 use super::plan::{Decision, NodePlace, NodePlan, Place, QuantPlan};
 use super::realize::weight_only::{Item, Matrix, Use, gathers_rows, gemm_obstacle, matrix, realize};
 use super::report::{Kept, Report, StoredWeight};
@@ -73,6 +74,8 @@ pub struct Options {
     pub algorithm: Algorithm,
     /// The form that is written.
     pub output: Output,
+    /// Percent of the products' elements that may take 8 bits, where fewer hurt most ([`super::mixed`]).
+    pub wide_percent: u8,
 }
 
 impl Options {
@@ -80,7 +83,7 @@ impl Options {
     #[must_use]
     pub fn new(dtype: DType) -> Self {
         let block = if dtype.bits() == 8 { 128 } else { 32 };
-        Options { dtype, block, algorithm: Algorithm::Rtn, output: Output::Qdq }
+        Options { dtype, block, algorithm: Algorithm::Rtn, output: Output::Qdq, wide_percent: 0 }
     }
 
     fn check(&self) -> Result<()> {
@@ -95,7 +98,30 @@ impl Options {
             "block size {} is not a power of two from 16 to 256, which runtimes have kernels for",
             self.block
         );
+        ensure!(self.wide_percent <= 100, "{} percent of the weights cannot take 8 bits", self.wide_percent);
+        ensure!(
+            self.wide_percent == 0 || self.dtype.bits() < 8,
+            "weights of {} have 8 bits already, so none can take more",
+            self.dtype
+        );
         Ok(())
+    }
+
+    /// How the weights of products with so many outputs are stored, most of them.
+    fn narrow(&self, n: usize) -> Scheme {
+        // ONNX Runtime (1.32) turns a matrix of 2 bits to fuse it, and takes every column for a whole number of bytes.
+        let dtype = match self.dtype {
+            DType::I2 if self.output == Output::Qdq && !n.is_multiple_of(4) => DType::I4,
+            DType::U2 if self.output == Output::Qdq && !n.is_multiple_of(4) => DType::U4,
+            other => other,
+        };
+        Scheme { dtype, block: self.block }
+    }
+
+    /// How the weights are stored that lose too much otherwise.
+    fn wide(&self) -> Scheme {
+        let is_signed = matches!(self.dtype, DType::I8 | DType::I4 | DType::I2);
+        Scheme { dtype: if is_signed { DType::I8 } else { DType::U8 }, block: self.block }
     }
 
     /// The opset that the form needs.
@@ -164,11 +190,11 @@ pub fn run(
     observer("prepare", &model);
 
     let chosen = choices(&model, config, options)?;
-    let second = if options.algorithm.needs_data() {
-        ensure!(
-            !data.calibration.is_empty(),
-            "this algorithm needs data: give samples (--calib DATA), or choose rtn or hqq, which need none"
-        );
+    ensure!(
+        !data.calibration.is_empty() || !options.algorithm.needs_data(),
+        "this algorithm needs data: give samples (--calib DATA), or choose rtn or hqq, which need none"
+    );
+    let second = if options.algorithm.needs_data() || options.wide_percent > 0 && !data.calibration.is_empty() {
         progress.begin("gathering statistics", 1);
         let found = Second::gather(&model, &chosen, data, config.threads)?;
         progress.end();
@@ -176,7 +202,9 @@ pub fn run(
     } else {
         None
     };
-    let items = plan(&model, chosen, options, second.as_ref(), &mut report, sink)?;
+    let wide = wide(&model, &chosen, options, second.as_ref(), &mut report)?;
+    let second = second.filter(|_| options.algorithm.needs_data());
+    let items = plan(&model, chosen, options, second.as_ref(), &wide, &mut report, sink)?;
     let mut emitted = model.clone();
     realize(&mut emitted, &items)?;
     passes::manager::run(&mut emitted, &passes::CLEANUP, &mut passes::Ctx::new(sink), &mut |_, _| {})?;
@@ -274,7 +302,7 @@ impl Second {
     }
 
     /// The factors of the input channels, for each input that products read.
-    fn awq(&self, chosen: &[(NodePlace, Choice)], scheme: Scheme) -> Result<BTreeMap<usize, Arc<Vec<f32>>>> {
+    fn awq(&self, chosen: &[(NodePlace, Choice)], options: Options) -> Result<BTreeMap<usize, Arc<Vec<f32>>>> {
         let mut groups: BTreeMap<usize, Vec<(NodePlace, &Matrix, bool)>> = BTreeMap::new();
         for (place, c) in chosen {
             if let (Choice::Product(m, is_kn), Some(source)) = (c, self.gathered.source(*place)) {
@@ -290,6 +318,8 @@ impl Second {
                 weights.push(Weight { data: t.slice()?, n, k, is_kn: *is_kn });
             }
             let Some(m) = members.first().zip(weights.first()).and_then(|(f, w)| self.of(f.0, w.k)) else { continue };
+            // Which of several widths some of them have moves the best factors little.
+            let scheme = Scheme { dtype: options.dtype, block: options.block };
             if let Some(f) = awq::factors(&weights, scheme, m, self.threads)? {
                 found.insert(source, Arc::new(f));
             }
@@ -304,18 +334,71 @@ fn sides(m: &Matrix, is_kn: bool) -> (usize, usize) {
     if is_kn { (columns, rows) } else { (rows, columns) }
 }
 
+/// The matrices of products that take 8 bits because fewer hurt most, with their layout.
+fn wide(
+    model: &Model,
+    chosen: &[(NodePlace, Choice)],
+    options: Options,
+    second: Option<&Second>,
+    report: &mut Report,
+) -> Result<BTreeSet<(Place, bool)>> {
+    if options.wide_percent == 0 {
+        return Ok(BTreeSet::new());
+    }
+    let mut found: Vec<((Place, bool), Candidate)> = Vec::new();
+    for (place, choice) in chosen {
+        let Choice::Product(m, is_kn) = choice else { continue };
+        let key = (m.root, *is_kn);
+        let (n, k) = sides(m, *is_kn);
+        let moments = second.and_then(|s| s.of(*place, k));
+        let known = found.iter().position(|(other, _)| *other == key);
+        if known.is_some() && moments.is_none() {
+            continue;
+        }
+        let tensor = m.tensor.read()?;
+        let weight = Weight { data: tensor.slice()?, n, k, is_kn: *is_kn };
+        let energy = moments.filter(|_| options.algorithm.needs_data()).map(importance);
+        let b = quantize(&weight, options.narrow(n), options.algorithm.method(), energy.as_deref())?;
+        let loss = mixed::loss(&weight, &b, moments, second.map_or(1, |s| s.threads));
+        match known {
+            // A weight that several products read hurts each of them.
+            Some(i) => found[i].1.loss += loss,
+            None => found.push((key, Candidate { len: n * k, loss })),
+        }
+    }
+    let candidates: Vec<Candidate> = found.iter().map(|(_, c)| *c).collect();
+    let picked = mixed::choose(&candidates, options.wide_percent);
+    let len = |c: &[Candidate]| c.iter().map(|c| c.len).sum::<usize>();
+    let share = picked.iter().map(|&i| candidates[i].len).sum::<usize>() as f64 / len(&candidates).max(1) as f64;
+    let name = |i: &usize| model.graph(found[*i].0.0.0).value(found[*i].0.0.1).name.as_str();
+    let mut names: Vec<&str> = picked.iter().take(4).map(name).collect();
+    if picked.len() > names.len() {
+        names.push("...");
+    }
+    report.notes.push(format!(
+        "mixed bits: {} of {} weights take 8 bits, {:.1} % of their elements{}{}",
+        picked.len(),
+        found.len(),
+        100.0 * share,
+        if names.is_empty() { "" } else { ": " },
+        names.join(", ")
+    ));
+    Ok(picked.iter().map(|&i| found[i].0).collect())
+}
+
 /// Chooses what is stored how, and says what stays float.
 fn plan(
     model: &Model,
     chosen: Vec<(NodePlace, Choice)>,
     options: Options,
     second: Option<&Second>,
+    wide: &BTreeSet<(Place, bool)>,
     report: &mut Report,
     sink: &mut Sink,
 ) -> Result<Vec<Item>> {
     let tied = tied(&chosen, options);
     let scaled = match second.filter(|_| options.algorithm == Algorithm::Awq) {
-        Some(s) => s.awq(&chosen, Scheme { dtype: options.dtype, block: options.block })?,
+        Some(s) => s.awq(&chosen, options)?,
         None => BTreeMap::new(),
     };
     let mut jobs: BTreeMap<(Place, bool, Kind, Option<usize>), Arc<Job>> = BTreeMap::new();
@@ -334,7 +417,8 @@ fn plan(
         let is_tied = tied.contains(&m.root) && !is_kn;
         let (scheme, form) = match usage {
             Use::Lookup if !is_tied => options.table(k),
-            _ => (Scheme { dtype: options.dtype, block: options.block }, options.product()),
+            _ if wide.contains(&(m.root, is_kn)) => (options.wide(), options.product()),
+            _ => (options.narrow(n), options.product()),
         };
         // What depends on the data differs from node to node even where the weight is the same; a tied table's cannot.
         let source = second.filter(|_| usage == Use::Product && !is_tied).and_then(|s| s.gathered.source(place));
@@ -395,8 +479,19 @@ fn tied(chosen: &[(NodePlace, Choice)], options: Options) -> Vec<Place> {
     lookups.filter(|m| fits(m) && is_product(m.root)).map(|m| m.root).collect()
 }
 
-/// What the user should know of tables.
+/// What the user should know of tables, and of widths that are not what was asked for.
 fn notes(model: &Model, items: &[Item], options: Options, sink: &mut Sink) {
+    for item in items.iter().filter(|i| i.usage == Use::Product && options.dtype.bits() < i.job.scheme.bits()) {
+        if item.job.scheme.bits() == 4 {
+            let node = model.graph(item.place.0).node(item.place.1);
+            let message = format!(
+                "weight \"{}\" has 4 bits: ONNX Runtime misreads columns of 2 bits whose number, {}, is no multiple of 4 \
+                 (--format matmulnbits has them)",
+                item.job.name, item.job.n
+            );
+            sink.note("product-bits", node.location(), message);
+        }
+    }
     for item in items.iter().filter(|i| i.usage == Use::Lookup) {
         let node = model.graph(item.place.0).node(item.place.1);
         let twin = items.iter().find(|o| o.usage == Use::Product && o.job.name == item.job.name);

@@ -177,38 +177,40 @@ def export(folder):
         np.savez(os.path.join(folder, "calib", f"{i:03}.npz"), input_ids=ids, **empty)
 
 
-def perplexity(folder, models):
+def perplexity(folder, path):
     """Per byte, over windows of the held-out text that are fed in four steps with the cache carried on."""
     import onnxruntime as ort
 
     data = np.load(os.path.join(folder, "eval.npy"))
     rows = np.stack([data[s : s + WINDOW + 1] for s in range(0, len(data) - WINDOW, WINDOW)][:480])
-    for path in models:
-        o = ort.SessionOptions()
-        o.intra_op_num_threads, o.log_severity_level = 1, 3
-        session = ort.InferenceSession(path, o, providers=["CPUExecutionProvider"])
-        names = [x.name for x in session.get_outputs()]
-        total, count, start = 0.0, 0, time.process_time()
-        for first in range(0, len(rows), 16):
-            ids = rows[first : first + 16].astype(np.int64)
-            state = {
-                f"past.{i}.{n}": np.zeros((len(ids), HEADS, 0, HEAD), np.float32)
-                for i in range(LAYERS)
-                for n in ("key", "value")
-            }
-            for at in range(0, WINDOW, WINDOW // 4):
-                step = ids[:, at : at + WINDOW // 4]
-                out = dict(zip(names, session.run(None, {"input_ids": step, **state})))
-                state = {k.replace("present", "past"): v for k, v in out.items() if k != "logits"}
-                z = out["logits"].astype(np.float64)
-                z -= z.max(-1, keepdims=True)
-                z -= np.log(np.exp(z).sum(-1, keepdims=True))
-                wanted = ids[:, at + 1 : at + 1 + WINDOW // 4]
-                total -= np.take_along_axis(z, wanted[..., None], -1).sum()
-                count += wanted.size
-        size = os.path.getsize(path) + (os.path.getsize(path + ".data") if os.path.exists(path + ".data") else 0)
-        print(f"{os.path.basename(path):40} {size / 1e6:7.2f} MB   perplexity {np.exp(total / count):.4f}"
-              f"   {time.process_time() - start:.1f} s", flush=True)
+    o = ort.SessionOptions()
+    o.intra_op_num_threads, o.log_severity_level = 1, 3
+    session = ort.InferenceSession(path, o, providers=["CPUExecutionProvider"])
+    names = [x.name for x in session.get_outputs()]
+    total, count = 0.0, 0
+    for first in range(0, len(rows), 16):
+        ids = rows[first : first + 16].astype(np.int64)
+        state = {
+            f"past.{i}.{n}": np.zeros((len(ids), HEADS, 0, HEAD), np.float32)
+            for i in range(LAYERS)
+            for n in ("key", "value")
+        }
+        for at in range(0, WINDOW, WINDOW // 4):
+            step = ids[:, at : at + WINDOW // 4]
+            out = dict(zip(names, session.run(None, {"input_ids": step, **state})))
+            state = {k.replace("present", "past"): v for k, v in out.items() if k != "logits"}
+            z = out["logits"].astype(np.float64)
+            z -= z.max(-1, keepdims=True)
+            z -= np.log(np.exp(z).sum(-1, keepdims=True))
+            wanted = ids[:, at + 1 : at + 1 + WINDOW // 4]
+            total -= np.take_along_axis(z, wanted[..., None], -1).sum()
+            count += wanted.size
+    return float(np.exp(total / count))
+
+
+def size(path):
+    """With the weights beside it."""
+    return sum(os.path.getsize(p) for p in (path, path + ".data") if os.path.exists(p))
 
 
 def main():
@@ -218,7 +220,8 @@ def main():
             train(folder)
         export(folder)
     elif command == "perplexity":
-        perplexity(folder, sys.argv[3:])
+        for path in sys.argv[3:]:
+            print(f"{os.path.basename(path):40} {size(path) / 1e6:7.2f} MB   perplexity {perplexity(folder, path):.4f}", flush=True)
     else:
         sys.exit(__doc__)
 

@@ -36,8 +36,13 @@ impl Builder {
     }
 
     pub fn weight(&mut self, shape: &[usize]) -> ValueId {
+        let values = numbers(shape.iter().product(), self.n + 1);
+        self.stored(Tensor::new(shape, values).unwrap())
+    }
+
+    /// A weight that the test chooses.
+    pub fn stored(&mut self, t: Tensor) -> ValueId {
         self.n += 1;
-        let t = Tensor::new(shape, numbers(shape.iter().product(), self.n)).unwrap();
         self.model.main_mut().add_initializer(format!("w{}", self.n), t)
     }
 

@@ -9,7 +9,7 @@ use crate::ir::{Attr, Domain, GraphId, Model, Names, Node, NodeId, Position, Ten
 use crate::ops::QuantRule;
 use crate::ops::quant_rule::QUANTIZE;
 use crate::quant::algo::bias_correct::added_constant;
-use crate::quant::annotate::{constant, rule};
+use crate::quant::annotate::{SLOW, constant, rule};
 use crate::quant::params::{QParams, Range};
 use crate::quant::plan::{Decision, NodePlace, NodePlan, Place, QuantPlan, Readers, TensorPlan, WeightPlan};
 use crate::quant::scheme::Scheme;
@@ -138,7 +138,8 @@ impl Writer<'_> {
 
     /// The tensor, behind a `Sum` of it alone where it comes out of a node that the plan keeps float between a
     /// `DequantizeLinear` and a `QuantizeLinear`: ONNX Runtime takes those three for an integer node and quantizes the
-    /// float weight by itself, as a whole, which loses what the node is kept float for.
+    /// float weight by itself, as a whole, which loses what the node is kept float for. So, too, behind a pool that is
+    /// slow in integers: ONNX Runtime would move the `QuantizeLinear` in front of it.
     fn guarded(&mut self, id: GraphId, name: &str, source: ValueId) -> (ValueId, Option<NodeId>) {
         let g = self.model.graph(id);
         let mut maker = g.producer(source).map(|(n, _)| n);
@@ -148,10 +149,18 @@ impl Writer<'_> {
             maker = g.input(n, 0).and_then(|x| g.producer(x)).map(|(n, _)| n);
         }
         let Some(n) = maker else { return (source, None) };
-        let Some(QuantRule::Weighted { data, weight, .. }) = rule(self.model, (id, n)) else { return (source, None) };
-        let is_float = self.plan.node((id, n)).is_some_and(|p| matches!(p.decision, Decision::Float { .. }));
-        let has_weight = g.input(n, weight).is_some_and(|w| constant(self.model, id, w).is_some());
-        if !is_float || !has_weight || g.input(n, data).is_none() {
+        let Some(Decision::Float { code, .. }) = self.plan.node((id, n)).map(|p| &p.decision) else {
+            return (source, None);
+        };
+        let is_mistaken = match rule(self.model, (id, n)) {
+            Some(QuantRule::Weighted { data, weight, .. }) => {
+                let has_weight = g.input(n, weight).is_some_and(|w| constant(self.model, id, w).is_some());
+                has_weight && g.input(n, data).is_some()
+            }
+            Some(QuantRule::Share) => *code == SLOW,
+            _ => false,
+        };
+        if !is_mistaken {
             return (source, None);
         }
         let pos = g.producer(source).map_or_else(Position::default, |(n, _)| g.node(n).pos);

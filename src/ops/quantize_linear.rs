@@ -165,13 +165,7 @@ fn quantize(call: &mut Call<'_>) -> Result<Vec<Item>> {
     {
         let (scale, zero_point, range) = (*scale, zero_points(call, 1)?[0], (lo as i32, hi as i32));
         let function = move |x: &mut [f32], _: &[f32]| affine::round_slice(x, scale, zero_point, range);
-        return trace.record(Traced {
-            function: Box::new(function),
-            operands: vec![0],
-            rank: 0,
-            dtype: to,
-            bounds: None,
-        });
+        return trace.record(of_each(function, to));
     }
     let mut x32 = cast(x, DType::F32, true)?;
     let mut scale = scale;
@@ -233,6 +227,11 @@ fn integers<T: Quantized + Element>(
     T::wrap(out.into())
 }
 
+/// A function of each element of the first input, for the trace.
+fn of_each(function: impl Fn(&mut [f32], &[f32]) + Send + Sync + 'static, dtype: DType) -> Traced {
+    Traced { function: Box::new(function), operands: vec![0], rank: 0, dtype, bounds: None }
+}
+
 fn dequantize(call: &mut Call<'_>) -> Result<Vec<Item>> {
     let x = call.input(0)?;
     let scale_type = call.input(1)?.dtype();
@@ -248,13 +247,7 @@ fn dequantize(call: &mut Call<'_>) -> Result<Vec<Item>> {
     {
         let (scale, zero_point) = (*scale, zero_points(call, 1)?[0]);
         let function = move |x: &mut [f32], _: &[f32]| affine::scale_slice(x, scale, zero_point);
-        return trace.record(Traced {
-            function: Box::new(function),
-            operands: vec![0],
-            rank: 0,
-            dtype: to,
-            bounds: None,
-        });
+        return trace.record(of_each(function, to));
     }
     let mut out = buffer(x.len());
     if x.dtype().is_float() {

@@ -247,12 +247,10 @@ pub fn choose(
             given = Some(std::mem::replace(&mut variant, other));
         }
     }
-    let gathered = if is_good {
-        Gathered::default()
-    } else {
-        search.gather(&variant, &best.plan, data.calibration.len() >= ENOUGH_TO_SPLIT)?
-    };
-    let (mut best, polish) = search.polished(&variant, best, &out, &gathered, report)?;
+    // Scales and rounding fit themselves to the samples: where they cannot be judged on others they are left out.
+    let is_split = data.calibration.len() >= ENOUGH_TO_SPLIT;
+    let seen = if is_good || !is_split { None } else { search.moments(&variant, &best.plan)? };
+    let (mut best, polish) = search.polished(&variant, best, &out, seen.as_ref(), report)?;
     let (n_before, all_db) = (best.plan.n_weighted(), best.db);
     let (mut noise, mut measured) = (None, None);
     if config.applies(Improvement::FloatFallback) {
@@ -289,13 +287,6 @@ pub fn choose(
 }
 
 type Means = BTreeMap<Place, Channels>;
-
-/// What weights are improved with, of the float model: it holds for every plan of it.
-#[derive(Default)]
-struct Gathered {
-    /// Second moments of the inputs.
-    moments: Option<moments::Gathered>,
-}
 
 /// How integers of weights are chosen other than by rounding to nearest.
 #[derive(Clone, Copy, PartialEq)]
@@ -365,20 +356,19 @@ impl Search<'_> {
         Ok(Attempt { plan, emitted, db, done })
     }
 
-    /// What improving the weights of a plan needs. Scales and rounding fit themselves to the samples: where they cannot be
-    /// judged on others they are left out.
-    fn gather(&self, variant: &Variant, plan: &QuantPlan, is_split: bool) -> Result<Gathered> {
+    /// Second moments of what the weights of a plan are multiplied with, where an improvement needs them. They hold for
+    /// every plan of the model.
+    fn moments(&self, variant: &Variant, plan: &QuantPlan) -> Result<Option<moments::Gathered>> {
         let config = self.config;
-        let mut out = Gathered::default();
         let fits = [Improvement::WeightClip, Improvement::Gptq, Improvement::AdaRound];
-        if is_split && fits.iter().any(|&i| config.applies(i)) {
-            let needs = moments::needs(&variant.model, plan, &variant.model);
-            self.progress.begin("finding second moments", 1);
-            let limits = config.effort.moments();
-            out.moments = Some(moments::gather(&variant.model, &needs, &self.fit, limits, config.threads)?);
-            self.progress.end();
+        if !fits.iter().any(|&i| config.applies(i)) {
+            return Ok(None);
         }
-        Ok(out)
+        let needs = moments::needs(&variant.model, plan, &variant.model);
+        self.progress.begin("finding second moments", 1);
+        let found = moments::gather(&variant.model, &needs, &self.fit, config.effort.moments(), config.threads)?;
+        self.progress.end();
+        Ok(Some(found))
     }
 
     /// Improves the weights of a plan, one improvement after the other, each kept only where it gains. The notes say what
@@ -388,7 +378,7 @@ impl Search<'_> {
         variant: &'a Variant,
         mut best: Attempt,
         excluded: &Excluded,
-        gathered: &'a Gathered,
+        moments: Option<&'a moments::Gathered>,
         report: &mut Report,
     ) -> Result<(Attempt, Polish<'a>)> {
         let mut polish = Polish::default();
@@ -413,7 +403,7 @@ impl Search<'_> {
             let with = Polish { means: Some(&variant.channels), ..polish };
             keep(|d| (d.corrected, "correction of # biases"), LEAST_GAIN_DB / 2.0, with, &mut best, &mut polish)?;
         }
-        if let Some(seen) = &gathered.moments {
+        if let Some(seen) = moments {
             if applies(Improvement::WeightClip) {
                 let with = Polish { clip: Some(seen), ..polish };
                 keep(|d| (d.clipped.len(), "clipping of # weights"), LEAST_GAIN_DB, with, &mut best, &mut polish)?;

@@ -27,7 +27,7 @@ use crate::quant::plan::{Decision, NodePlace, Place, QuantPlan};
 use crate::tensor::Tensor;
 
 /// Samples that are run before what they showed is summed: part of the result, so not the number of threads.
-const BATCH: usize = 8;
+const BATCH: usize = 2;
 /// Columns of a matrix that are summed at once, since only one half of it is computed.
 const COLUMNS: usize = 256;
 /// Inputs up to which plain loops are faster than a packed product.

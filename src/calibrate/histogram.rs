@@ -42,7 +42,8 @@ fn bin(x: f32, exponent: i32) -> i64 {
 /// known to have an instruction for it.
 fn below(x: f64) -> i64 {
     let i = x as i64;
-    i - i64::from(i as f64 > x)
+    // What is beyond the integers saturates at their ends.
+    i.saturating_sub(i64::from(i as f64 > x))
 }
 
 impl Histogram {
@@ -303,5 +304,18 @@ fn place(values: &[f32], scale: f32, first: i32, indices: &mut [u32; BLOCK]) {
         let above = i32::from(sum - MAGIC > v);
         let floor = sum.to_bits().cast_signed().wrapping_sub(MAGIC.to_bits().cast_signed()).wrapping_sub(above);
         *i = floor.wrapping_sub(first).cast_unsigned();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::below;
+
+    #[test]
+    fn bins_are_floors_and_saturate() {
+        for x in [0.0, 0.5, -0.5, -1.0, 2.0, -2.5, 1e9, -1e9] {
+            assert_eq!(below(x), x.floor() as i64, "{x}");
+        }
+        assert_eq!((below(-1e300), below(1e300)), (i64::MIN, i64::MAX));
     }
 }

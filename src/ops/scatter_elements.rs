@@ -114,7 +114,6 @@ macro_rules! combine {
 }
 
 /// The smaller, or the one that is NaN: it does not order itself, and comes last in the order of sorting.
-#[allow(clippy::eq_op, reason = "NaN differs from itself")]
 fn select_min<T: Ordered + Copy>(x: &mut T, update: T) {
     let is_nan = |v: T| v != v;
     if is_nan(*x) {

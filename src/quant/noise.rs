@@ -13,7 +13,7 @@
 //! noise: [`NoiseModel::unknown`], [`NoiseModel::set_measured`].
 //!
 //! ```text
-//! let model = NoiseModel::new(&solver, &plan, &samples, &NoiseOptions::default())?;  // about 40 forward passes' time
+//! let model = NoiseModel::new(&solver, &plan, &samples, &NoiseOptions::default())?;
 //! model.sqnr(&other_plan)                    // predicted SQNR in dB of the worst output
 //! model.contributions(&other_plan)           // which tensors and weights cause it, largest first
 //! ```

@@ -318,7 +318,7 @@ impl Second {
                 weights.push(Weight { data: t.slice()?, n, k, is_kn: *is_kn });
             }
             let Some(m) = members.first().zip(weights.first()).and_then(|(f, w)| self.of(f.0, w.k)) else { continue };
-            // Which of several widths some of them have moves the best factors little.
+            // For the narrow type, also where some of them take 8 bits: readers of one tensor share its factors.
             let scheme = Scheme { dtype: options.dtype, block: options.block };
             if let Some(f) = awq::factors(&weights, scheme, m, self.threads)? {
                 found.insert(source, Arc::new(f));

@@ -48,6 +48,17 @@ impl Pass for EliminateIdentity {
     }
 }
 
+/// What a value equals that only nodes without effect lie behind.
+pub(super) fn origin(model: &Model, id: GraphId, mut v: ValueId) -> ValueId {
+    while let Some((n, 0)) = model.graph(id).producer(v) {
+        match no_op(model, id, n).or_else(|_| undone(model, id, n)) {
+            Ok((_, x)) => v = x,
+            Err(_) => break,
+        }
+    }
+    v
+}
+
 /// Output and input of a node that changes nothing.
 fn no_op(model: &Model, id: GraphId, n: NodeId) -> Match<(ValueId, ValueId)> {
     let g = model.graph(id);

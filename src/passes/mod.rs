@@ -101,6 +101,7 @@ macro_rules! passes {
 }
 
 passes! {
+    capture_unchanged_state
     eliminate_common_subexpressions
     eliminate_dead
     eliminate_identity
@@ -152,6 +153,7 @@ pub const PREPARE: Pipeline = Pipeline {
         Step::Once(widen_float16::PASS),
         Step::Fixpoint(&[
             infer_shapes::PASS,
+            capture_unchanged_state::PASS,
             fold_constants::PASS,
             eliminate_identity::PASS,
             eliminate_common_subexpressions::PASS,

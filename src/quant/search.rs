@@ -2,6 +2,7 @@
 //! so that the model is not noise. Every choice is verified by running the model that it gives, on samples that are not
 //! the held-out ones; these are asked last, and only whether the floor has to be raised.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
@@ -65,6 +66,9 @@ const GOOD_DB: f64 = 45.0;
 const ENOUGH_TO_SPLIT: usize = 32;
 /// What an algorithm must gain to be applied, in dB: less than this is as likely chance.
 const LEAST_GAIN_DB: f64 = 0.5;
+/// What weights that lose nothing must gain, in dB, for better ones to be looked for: rounding well takes away less than
+/// half of what rounding to nearest loses.
+const LEAST_TO_GAIN_DB: f64 = 1.0;
 
 /// Some samples of a data set.
 struct Pick<'a> {
@@ -249,8 +253,8 @@ pub fn choose(
     }
     // Scales and rounding fit themselves to the samples: where they cannot be judged on others they are left out.
     let is_split = data.calibration.len() >= ENOUGH_TO_SPLIT;
-    let seen = if is_good || !is_split { None } else { search.moments(&variant, &best.plan)? };
-    let (mut best, polish) = search.polished(&variant, best, &out, seen.as_ref(), report)?;
+    let seen = OnceCell::new();
+    let (mut best, polish) = search.polished(&variant, best, &out, is_split.then_some(&seen), report)?;
     let (n_before, all_db) = (best.plan.n_weighted(), best.db);
     let (mut noise, mut measured) = (None, None);
     if config.applies(Improvement::FloatFallback) {
@@ -356,19 +360,25 @@ impl Search<'_> {
         Ok(Attempt { plan, emitted, db, done })
     }
 
-    /// Second moments of what the weights of a plan are multiplied with, where an improvement needs them. They hold for
-    /// every plan of the model.
-    fn moments(&self, variant: &Variant, plan: &QuantPlan) -> Result<Option<moments::Gathered>> {
+    /// Second moments of what the weights of a plan are multiplied with, where an improvement needs them and better
+    /// weights can gain anything: that is what they are judged by before any is made. They hold for every plan of the
+    /// model.
+    fn moments(&self, variant: &Variant, best: &Attempt) -> Result<Option<moments::Gathered>> {
         let config = self.config;
         let fits = [Improvement::WeightClip, Improvement::Gptq, Improvement::AdaRound];
-        if !fits.iter().any(|&i| config.applies(i)) {
+        if best.db >= GOOD_DB || best.plan.n_weighted() == 0 || !fits.iter().any(|&i| config.applies(i)) {
             return Ok(None);
         }
-        let needs = moments::needs(&variant.model, plan, &variant.model);
         self.progress.begin("finding second moments", 1);
-        let found = moments::gather(&variant.model, &needs, &self.fit, config.effort.moments(), config.threads)?;
+        let at_best = self.score(&variant.solver(config).emit_activations(&best.plan)?, TUNE_SAMPLES, config.threads)?;
+        let found = if at_best > best.db + LEAST_TO_GAIN_DB {
+            let needs = moments::needs(&variant.model, &best.plan, &variant.model);
+            Some(moments::gather(&variant.model, &needs, &self.fit, config.effort.moments(), config.threads)?)
+        } else {
+            None
+        };
         self.progress.end();
-        Ok(Some(found))
+        Ok(found)
     }
 
     /// Improves the weights of a plan, one improvement after the other, each kept only where it gains. The notes say what
@@ -378,7 +388,7 @@ impl Search<'_> {
         variant: &'a Variant,
         mut best: Attempt,
         excluded: &Excluded,
-        moments: Option<&'a moments::Gathered>,
+        moments: Option<&'a OnceCell<moments::Gathered>>,
         report: &mut Report,
     ) -> Result<(Attempt, Polish<'a>)> {
         let mut polish = Polish::default();
@@ -403,7 +413,11 @@ impl Search<'_> {
             let with = Polish { means: Some(&variant.channels), ..polish };
             keep(|d| (d.corrected, "correction of # biases"), LEAST_GAIN_DB / 2.0, with, &mut best, &mut polish)?;
         }
-        if let Some(seen) = moments {
+        let seen = match moments {
+            Some(cell) => self.moments(variant, &best)?.map(|found| cell.get_or_init(|| found)),
+            None => None,
+        };
+        if let Some(seen) = seen {
             if applies(Improvement::WeightClip) {
                 let with = Polish { clip: Some(seen), ..polish };
                 keep(|d| (d.clipped.len(), "clipping of # weights"), LEAST_GAIN_DB, with, &mut best, &mut polish)?;

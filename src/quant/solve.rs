@@ -411,13 +411,29 @@ impl Solver<'_> {
     pub fn emit(&self, plan: &QuantPlan) -> Result<Model> {
         let mut emitted = self.model.clone();
         qdq::realize(&mut emitted, plan, &self.config.scheme)?;
-        let mut sink = Sink::default();
-        passes::manager::run(&mut emitted, &passes::CLEANUP, &mut passes::Ctx::new(&mut sink), &mut |_, _| {})?;
+        clean_up(&mut emitted)?;
         if self.config.scheme.form == Form::QOperator {
             qoperator::from_qdq(&mut emitted)?;
         }
         Ok(emitted)
     }
+
+    /// The model that a plan gives, with weights and biases left float: nothing done to weights makes it better than this.
+    ///
+    /// # Errors
+    /// The plan is not complete.
+    pub fn emit_activations(&self, plan: &QuantPlan) -> Result<Model> {
+        let mut emitted = self.model.clone();
+        qdq::realize_activations(&mut emitted, plan, &self.config.scheme)?;
+        clean_up(&mut emitted)?;
+        Ok(emitted)
+    }
+}
+
+fn clean_up(emitted: &mut Model) -> Result<()> {
+    let mut sink = Sink::default();
+    passes::manager::run(emitted, &passes::CLEANUP, &mut passes::Ctx::new(&mut sink), &mut |_, _| {})?;
+    Ok(())
 }
 
 /// A quantized model ready to run.

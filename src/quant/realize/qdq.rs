@@ -21,12 +21,25 @@ use crate::tensor::{DType, Tensor, affine};
 /// # Errors
 /// The plan is not complete, or a stored tensor cannot be read.
 pub fn realize(model: &mut Model, plan: &QuantPlan, scheme: &Scheme) -> Result<()> {
+    write(model, plan, scheme, true)
+}
+
+/// Writes a plan as [`realize`] does, but leaves weights and biases float: what the activations alone lose.
+///
+/// # Errors
+/// As [`realize`].
+pub fn realize_activations(model: &mut Model, plan: &QuantPlan, scheme: &Scheme) -> Result<()> {
+    write(model, plan, scheme, false)
+}
+
+fn write(model: &mut Model, plan: &QuantPlan, scheme: &Scheme, with_weights: bool) -> Result<()> {
     let names = Names::of(model);
     let nodes = plan.nodes.iter().map(|n| (n.place, n)).collect();
     let mut w = Writer { model, plan, scheme, nodes, names, params: BTreeMap::new(), stored: BTreeMap::new() };
     // Weights first: they look at the nodes as the plan knows them.
     for node in &plan.nodes {
-        if node.decision == Decision::Integer {
+        let is_weighted = matches!(node.rule, QuantRule::Weighted { .. });
+        if node.decision == Decision::Integer && (with_weights || !is_weighted) {
             let location = w.model.graph(node.place.0).node(node.place.1).location();
             w.constants(node).at(|| location)?;
         }

@@ -106,8 +106,7 @@ impl Carrier {
         let source = (self.graph, initial);
         let body = model.graph_mut(self.body);
         let known = body.values().find(|&v| matches!(body.value(v).def, Def::Capture(g, s) if (g, s) == source));
-        let inner =
-            known.unwrap_or_else(|| body.add_value(value.name, value.ty, Def::Capture(self.graph, initial)));
+        let inner = known.unwrap_or_else(|| body.add_value(value.name, value.ty, Def::Capture(self.graph, initial)));
         body.set_inputs(without(body.inputs(), self.input + k));
         body.set_outputs(without(body.outputs(), self.output + k));
         body.set_def(inside, Def::Free);

@@ -33,11 +33,11 @@ pub enum Mode {
 pub enum Effort {
     /// Ranges alone.
     Fast,
-    /// Equalization, bias correction, weight clipping, and GPTQ rounding of weights whose inputs' second moments are cheap.
+    /// Equalization, bias correction, and GPTQ rounding of weights whose inputs' second moments are cheap.
     #[default]
     Balanced,
-    /// The same from more samples and for weights of any size, with AdaRound beside GPTQ, and biases refined by the means of the
-    /// quantized model.
+    /// The same from more samples and for weights of any size, with clipping of weights, AdaRound beside GPTQ, and biases
+    /// refined by the means of the quantized model.
     Best,
 }
 
@@ -119,7 +119,7 @@ impl Config {
     pub fn applies(&self, what: Improvement) -> bool {
         let by_effort = match what {
             Improvement::Auto | Improvement::FloatFallback => true,
-            Improvement::AdaRound | Improvement::BiasRefine => self.effort == Effort::Best,
+            Improvement::WeightClip | Improvement::AdaRound | Improvement::BiasRefine => self.effort == Effort::Best,
             _ => self.effort != Effort::Fast,
         };
         by_effort && !self.without.contains(&what)

@@ -1,9 +1,7 @@
 //! How much an error in each channel of an activation counts, by the weights that multiply it: what `auto` chooses ranges
 //! by (`calibrate/auto.rs`).
 //!
-//! The choice is a prediction for one tensor at a time. Whether it holds for whole outputs is measured by whoever makes
-//! plans: a plan from what [`observe`](super::solve::observe) gives, beside one from the
-//! [`whole_ranges`](super::solve::whole_ranges) of the same observations.
+//! The choice is a prediction for one tensor at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
 

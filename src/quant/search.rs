@@ -49,8 +49,8 @@ const HELD_OUT_ROUNDS: usize = 4;
 const DROP_ROUNDS: usize = 6;
 /// By how much it is raised at first when the drop is too large, in dB: half the noise.
 const DROP_STEP_DB: f64 = 3.0;
-/// Samples that the ranges of what an edit of the float model changed are taken from, to see whether it is worth taking
-/// them from all.
+/// Samples that strengths of equalization are measured on, and that the ranges of what it changed are taken from, to see
+/// whether it is worth taking them from all.
 const TRIAL_SAMPLES: usize = 8;
 /// What choices must reach above the floor, in dB, since they are measured on other samples than the result.
 const MARGIN_DB: f64 = 2.5;
@@ -370,7 +370,8 @@ impl Search<'_> {
             return Ok(None);
         }
         self.progress.begin("finding second moments", 1);
-        let at_best = self.score(&variant.solver(config).emit_activations(&best.plan)?, TUNE_SAMPLES, config.threads)?;
+        let at_best =
+            self.score(&variant.solver(config).emit_activations(&best.plan)?, TUNE_SAMPLES, config.threads)?;
         let found = if at_best > best.db + LEAST_TO_GAIN_DB {
             let needs = moments::needs(&variant.model, &best.plan, &variant.model);
             Some(moments::gather(&variant.model, &needs, &self.fit, config.effort.moments(), config.threads)?)
@@ -397,14 +398,14 @@ impl Search<'_> {
         type Said = fn(&Done) -> (usize, &'static str);
         let mut keep = |what: Said, least: f64, with: Polish<'a>, best: &mut Attempt, polish: &mut Polish<'a>| {
             let attempt = self.attempt(variant, excluded, with)?;
-            if attempt.db > best.db + least {
-                let (n, what) = what(&attempt.done);
-                report.notes.push(format!(
-                    "{}: {:.1} -> {:.1} dB",
-                    what.replace('#', &n.to_string()),
-                    best.db,
-                    attempt.db
-                ));
+            let is_better = attempt.db > best.db + least;
+            let (n, what) = what(&attempt.done);
+            if n > 0 {
+                let left = if is_better { "" } else { " left out" };
+                let what = what.replace('#', &n.to_string());
+                report.notes.push(format!("{what}{left}: {:.1} -> {:.1} dB", best.db, attempt.db));
+            }
+            if is_better {
                 (*best, *polish) = (attempt, with);
             }
             Ok::<_, anyhow::Error>(())
@@ -525,7 +526,12 @@ impl Search<'_> {
     ) -> Result<Option<(Variant, Attempt, usize)>> {
         self.progress.begin("equalizing", 1);
         let mut model = variant.model.clone();
-        let done = equalize::equalize(&mut model, plan, &variant.channels, None)?;
+        let mut needs = moments::needs(&model, plan, &model);
+        needs.retain(&|place| variant.channels.contains_key(&place));
+        let n = if plan.macs().0 > SOME_MACS { RANK_SAMPLES } else { TRIAL_SAMPLES };
+        let rows = moments::rows(&model, &needs, &self.fit, n, equalize::MEASURED_ROWS, self.config.threads)?;
+        let done = equalize::equalize(&mut model, plan, &variant.channels, Some(&rows))?;
+        drop(rows);
         self.progress.end();
         if done.is_empty() {
             return Ok(None);
@@ -538,8 +544,12 @@ impl Search<'_> {
         let mut other = new(model, &some, sink)?;
         if is_trial {
             let scaled: BTreeSet<Place> = done.iter().flat_map(|d| d.scaled.iter().copied()).collect();
-            let same = variant.observed.iter().filter(|(p, _)| !scaled.contains(p));
-            other.observed.extend(same.map(|(&p, &s)| (p, s)));
+            for (&place, all) in &variant.observed {
+                // The largest channel is not scaled and the others stay below it: the range that all samples showed holds.
+                let seen = other.observed.get(&place).filter(|_| scaled.contains(&place));
+                let both = seen.map_or(*all, |some| some.union(all));
+                other.observed.insert(place, both);
+            }
         }
         let mut attempt = self.attempt(&other, excluded, Polish::default())?;
         if is_trial && attempt.db > least_db {

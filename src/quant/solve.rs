@@ -42,6 +42,19 @@ pub struct Stats {
     pub not_finite: u64,
 }
 
+impl Stats {
+    /// What both saw.
+    #[must_use]
+    pub fn union(&self, other: &Stats) -> Stats {
+        Stats {
+            min: self.min.min(other.min),
+            max: self.max.max(other.max),
+            range: self.range.union(other.range),
+            not_finite: self.not_finite + other.not_finite,
+        }
+    }
+}
+
 impl From<&Tracker> for Stats {
     fn from(t: &Tracker) -> Self {
         let (low, high) = t.range().unwrap_or_default();
@@ -52,14 +65,6 @@ impl From<&Tracker> for Stats {
 
 /// What calibration saw.
 pub type Observed = BTreeMap<Place, Stats>;
-
-/// The same observations with the whole range of each tensor, whatever the calibration method chose: what the ranges of
-/// `auto` are to be compared with on whole outputs.
-#[must_use]
-pub fn whole_ranges(observed: &Observed) -> Observed {
-    let whole = |s: &Stats| Stats { range: Range::new(s.min, s.max), ..*s };
-    observed.iter().map(|(&p, s)| (p, if s.min <= s.max { whole(s) } else { *s })).collect()
-}
 
 /// Runs the float model on every sample and observes each tensor that some plan could quantize, and the channels that are
 /// asked for.

@@ -28,8 +28,8 @@ pub struct Fold {
     edits: Vec<Edit>,
     /// What scaled values must stay below: the upper bound of a `Clip` on the way.
     pub limit: Option<f32>,
-    /// The values that are scaled, from the tensor back to where the constants are.
-    pub scaled: Vec<ValueId>,
+    /// The values that are scaled and the axis of their channels, from where the constants are on to the tensor.
+    pub scaled: Vec<(ValueId, Axis)>,
 }
 
 impl Fold {
@@ -62,7 +62,7 @@ struct Search<'a> {
 impl Search<'_> {
     fn value(&self, v: ValueId, axis: Axis, steps: usize) -> Option<Fold> {
         let mut fold = self.made(v, axis, steps)?;
-        fold.scaled.push(v);
+        fold.scaled.push((v, axis));
         Some(fold)
     }
 

@@ -102,6 +102,14 @@ impl Needs {
     pub fn is_empty(&self) -> bool {
         self.sources.is_empty()
     }
+
+    /// Leaves only what is read from some tensors.
+    pub fn retain(&mut self, wanted: &dyn Fn(Place) -> bool) {
+        self.of.retain(|_, s| wanted(self.sources[*s].value));
+        let kept: Vec<usize> = (0..self.sources.len()).filter(|&s| wanted(self.sources[s].value)).collect();
+        self.of.values_mut().for_each(|s| *s = kept.partition_point(|&k| k < *s));
+        self.sources = kept.iter().map(|&s| self.sources[s].clone()).collect();
+    }
 }
 
 /// The second moments of one group's inputs.

@@ -112,9 +112,10 @@ enum Command {
     Man(man::Args),
 }
 
-/// Runs the command line and gives the process's exit code.
-pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args.into_iter().map(kebab)) {
+/// Runs the command line of this process and gives its exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse_from(std::env::args_os().map(kebab)) {
         Ok(cli) => cli,
         // Help and version are "errors" of code 0 that go to standard output.
         Err(e) => {

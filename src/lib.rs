@@ -10,7 +10,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `cli` | verbs, options, tables; the only module that prints, exits and reads the environment |
+//! | [`cli`] | verbs, options, tables; the only module that prints, exits and reads the environment |
 //! | [`quant`] | policy and algorithms: what is quantized, where, with which parameters, and why |
 //! | [`passes`], [`calibrate`] | rewrites of the graph, one file each; samples and range statistics |
 //! | [`interp`], [`infer`] | running a model; types and shapes |
@@ -35,6 +35,7 @@
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used, clippy::panic))]
 
 pub mod calibrate;
+pub mod cli;
 pub mod diag;
 pub mod error;
 pub mod infer;

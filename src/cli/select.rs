@@ -1,6 +1,5 @@
 //! Which nodes the user means: by name, glob or `/regular expression/`, by operator type, included or excluded.
 
-use globset::{Glob, GlobMatcher};
 use regex::Regex;
 
 use super::session::{Usage, usage};
@@ -35,49 +34,39 @@ pub(super) struct Args {
 #[derive(Debug, Clone)]
 struct Pattern {
     text: String,
-    matcher: Matcher,
-}
-
-#[derive(Debug, Clone)]
-enum Matcher {
-    Name,
-    Glob(GlobMatcher),
-    Regex(Regex),
+    /// None for a plain name.
+    regex: Option<Regex>,
 }
 
 impl Pattern {
     fn new(text: &str) -> Result<Self> {
-        let matcher = match text.strip_prefix('/').and_then(|t| t.strip_suffix('/')) {
-            Some(regex) if !regex.is_empty() => match Regex::new(regex) {
-                Ok(r) => Matcher::Regex(r),
-                Err(e) => {
-                    let reason = e.to_string();
-                    return usage(format!(
-                        "bad regular expression {text}: {}",
-                        reason.lines().last().unwrap_or(&reason)
-                    ));
-                }
-            },
+        let regex = match text.strip_prefix('/').and_then(|t| t.strip_suffix('/')) {
+            Some(regex) if !regex.is_empty() => Some(regex.to_owned()),
             // Node names may hold brackets, so only these two make a glob.
-            _ if text.contains(['*', '?']) => {
-                let escaped = text.replace('[', "[[]").replace('{', "[{]");
-                match Glob::new(&escaped) {
-                    Ok(g) => Matcher::Glob(g.compile_matcher()),
-                    Err(e) => return usage(format!("bad pattern {text}: {e}")),
-                }
-            }
-            _ => Matcher::Name,
+            _ if text.contains(['*', '?']) => Some(glob(text)),
+            _ => None,
         };
-        Ok(Pattern { text: text.to_owned(), matcher })
+        let regex = match regex.map(|r| Regex::new(&r)).transpose() {
+            Ok(regex) => regex,
+            Err(e) => {
+                let reason = e.to_string();
+                let reason = reason.lines().last().unwrap_or(&reason);
+                return usage(format!("bad regular expression {text}: {reason}"));
+            }
+        };
+        Ok(Pattern { text: text.to_owned(), regex })
     }
 
     fn matches(&self, name: &str) -> bool {
-        match &self.matcher {
-            Matcher::Name => self.text == name,
-            Matcher::Glob(g) => g.is_match(name),
-            Matcher::Regex(r) => r.is_match(name),
-        }
+        self.regex.as_ref().map_or(self.text == name, |r| r.is_match(name))
     }
+}
+
+/// A glob as a regular expression: `*` is any text, slashes too, `?` any character, `**/` any folders or none.
+fn glob(text: &str) -> String {
+    // Behind a slash of our own the first part of the name is as the others.
+    let escaped = regex::escape(&format!("/{text}")).replace(r"/\*\*/", "/(?:.*/)?");
+    format!("(?s)^{}$", &escaped.replace(r"\*", ".*").replace(r"\?", ".")[1..])
 }
 
 /// What the user chose, ready to be asked.
@@ -204,7 +193,8 @@ mod tests {
 
     #[test]
     fn names_globs_and_regular_expressions() {
-        let s = selection(&[], &["/head/Mul,conv?", "/^b.{1,2}$/", "a[0]*"], &[], &["Soft*"]).unwrap();
+        let s =
+            selection(&[], &["/head/Mul,conv?", "/^b.{1,2}$/", "a[0]*", "**/Add,l.?/**/w"], &[], &["Soft*"]).unwrap();
         for (name, op, excluded) in [
             ("/head/Mul", "Mul", Some("excluded by --nodes-to-exclude /head/Mul")),
             ("/head/Mul_1", "Mul", None),
@@ -213,6 +203,12 @@ mod tests {
             ("bcde", "Conv", None),
             ("a[0]/x", "Conv", Some("excluded by --nodes-to-exclude a[0]*")),
             ("a0", "Conv", None),
+            ("/block/1/Add", "Add", Some("excluded by --nodes-to-exclude **/Add")),
+            ("Add", "Add", Some("excluded by --nodes-to-exclude **/Add")),
+            ("/MyAdd", "Add", None),
+            ("l.0/q/w", "Gemm", Some("excluded by --nodes-to-exclude l.?/**/w")),
+            ("l.0/w", "Gemm", Some("excluded by --nodes-to-exclude l.?/**/w")),
+            ("l_0/w", "Gemm", None),
             ("s", "Softmax", Some("excluded by --op-types-to-exclude Soft*")),
         ] {
             assert_eq!(s.excludes(name, op).as_deref(), excluded, "{name}");

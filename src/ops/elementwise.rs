@@ -81,8 +81,13 @@ impl<F: Scalar> Kernel for Map<'_, F> {
 
 /// `f` of every element, in place.
 pub(super) fn map_f32s<F: Scalar>(v: &mut [f32], threads: usize, f: F) {
+    in_chunks(v, threads, &|c| simd::run(Map(c, f)));
+}
+
+/// `f` of pieces, on several threads when they are many.
+fn in_chunks(v: &mut [f32], threads: usize, f: &(dyn Fn(&mut [f32]) + Sync)) {
     let threads = if v.len() >= PARALLEL_FROM { threads } else { 1 };
-    for_each_chunk(threads, v, 8 * CHUNK, &|_, c| simd::run(Map(c, f)));
+    for_each_chunk(threads, v, 8 * CHUNK, &|_, c| f(c));
 }
 
 /// `f` of every element of a buffer, in place.
@@ -94,33 +99,44 @@ pub(super) fn each<T: Copy>(b: &mut crate::tensor::Buf<T>, f: impl Fn(T) -> T) {
 ///
 /// # Errors
 /// It is no tensor of 16-, 32- or 64-bit floats.
-pub(super) fn map_tensor<F: Scalar>(mut t: Tensor, threads: usize, f: F) -> Result<Tensor> {
+pub(super) fn map_tensor<F: Scalar>(t: Tensor, threads: usize, f: F) -> Result<Tensor> {
+    map_slices(t, threads, &|v| simd::run(Map(v, f)), &|v| v.iter_mut().for_each(|x| *x = f.f64(*x)))
+}
+
+/// [`map_tensor`] for a function of a slice. All but the loops is behind references here and in [`zip_rows`], so that
+/// it is compiled once and not for each operator.
+fn map_slices(
+    mut t: Tensor,
+    threads: usize,
+    f32s: &(dyn Fn(&mut [f32]) + Sync),
+    f64s: &dyn Fn(&mut [f64]),
+) -> Result<Tensor> {
     match t.dtype() {
         DType::F32 => {
             if is_unique::<f32>(&t) {
-                map_f32s(t.slice_mut()?, threads, f);
+                in_chunks(t.slice_mut()?, threads, f32s);
                 return Ok(t);
             }
             let src = t.slice::<f32>()?;
             if threads > 1 && src.len() >= PARALLEL_FROM {
                 let mut out = src.to_vec();
-                map_f32s(&mut out, threads, f);
+                in_chunks(&mut out, threads, f32s);
                 return Tensor::new(t.shape(), out);
             }
             // Piece by piece, so that what was copied is still in the cache.
             let mut out = crate::tensor::buffer(src.len());
             for (out, chunk) in out.chunks_mut(CHUNK).zip(src.chunks(CHUNK)) {
                 out.copy_from_slice(chunk);
-                map_f32s(out, 1, f);
+                f32s(out);
             }
             Tensor::new(t.shape(), out)
         }
         DType::F64 => {
-            t.slice_mut::<f64>()?.iter_mut().for_each(|x| *x = f.f64(*x));
+            f64s(t.slice_mut()?);
             Ok(t)
         }
         d @ (DType::F16 | DType::BF16) => {
-            let wide = map_tensor(cast(&t, DType::F32, true)?, threads, f)?;
+            let wide = map_slices(cast(&t, DType::F32, true)?, threads, f32s, f64s)?;
             cast(&wide, d, true)
         }
         d => bail!("input 0 has element type {d}, expected a floating-point type"),
@@ -316,17 +332,26 @@ pub(super) fn zip<T: Element, R: Element>(
     threads: usize,
     f: impl Fn(&T, &T) -> R + Sync + Copy,
 ) -> Result<Tensor> {
+    zip_new_rows(a, b, threads, &|out: &mut [R], x: &[T], y: &[T], strides| match strides {
+        [1, 1] => out.iter_mut().zip(x).zip(y).for_each(|((o, x), y)| *o = f(x, y)),
+        [sx, sy] => out.iter_mut().enumerate().for_each(|(i, o)| *o = f(&x[i * sx], &y[i * sy])),
+    })
+}
+
+/// [`zip`] for a function that writes a row from where its operands start, with their strides.
+fn zip_new_rows<T: Element, R: Element>(
+    a: &Tensor,
+    b: &Tensor,
+    threads: usize,
+    row: &(dyn Fn(&mut [R], &[T], &[T], [usize; 2]) + Sync),
+) -> Result<Tensor> {
     let shape = broadcast(a.shape(), b.shape())?;
     let mut out = vec![R::default(); crate::tensor::count(&shape)?];
     let (x, y) = (a.slice::<T>()?, b.slice::<T>()?);
     for_each_part(threads, &shape, &mut out, &|part, out| {
         let ((x, x_shape), (y, y_shape)) = (part.of(x, a.shape()), part.of(y, b.shape()));
         walk(&part.shape(), &x_shape, &y_shape, &mut |o, [ix, iy], n, strides| {
-            let out = &mut out[o..o + n];
-            match strides {
-                [1, 1] => out.iter_mut().zip(&x[ix..ix + n]).zip(&y[iy..iy + n]).for_each(|((o, x), y)| *o = f(x, y)),
-                [sx, sy] => out.iter_mut().enumerate().for_each(|(i, o)| *o = f(&x[ix + i * sx], &y[iy + i * sy])),
-            }
+            row(&mut out[o..o + n], &x[ix..], &y[iy..], strides);
         });
     });
     Tensor::new(&shape, out)
@@ -354,10 +379,28 @@ pub(super) type Then<'a, T> = &'a (dyn Fn(&mut [T]) + Sync);
 /// # Errors
 /// As [`zip`].
 pub(super) fn zip_in_place_then<T: Element + Copy>(
-    mut a: Tensor,
+    a: Tensor,
     b: Tensor,
     threads: usize,
     f: impl Fn(T, T) -> T + Sync + Copy,
+    then: Then<'_, T>,
+) -> Result<Tensor> {
+    let row = |x: &mut [T], y: &[T], stride: usize| {
+        let row = Assign { x, y, stride, f };
+        if const { is_hot::<T>() } { simd::run(row) } else { row.run() }
+    };
+    zip_rows(a, b, threads, &row, then)
+}
+
+/// Changes a stretch of a first operand by the second, which advances by a stride.
+type Row<'a, T> = &'a (dyn Fn(&mut [T], &[T], usize) + Sync);
+
+/// [`zip_in_place_then`] for a function of rows.
+fn zip_rows<T: Element + Copy>(
+    mut a: Tensor,
+    b: Tensor,
+    threads: usize,
+    row: Row<'_, T>,
     then: Then<'_, T>,
 ) -> Result<Tensor> {
     let shape = broadcast(a.shape(), b.shape())?;
@@ -383,12 +426,7 @@ pub(super) fn zip_in_place_then<T: Element + Copy>(
                     (Some(x), s) => out.iter_mut().enumerate().for_each(|(i, o)| *o = x[ix + (start + i) * s]),
                 }
                 let y = &y[iy + start * sy..];
-                let row = Assign { x: out, y: if sy == 1 { &y[..len] } else { y }, stride: sy, f };
-                if const { is_hot::<T>() } {
-                    simd::run(row)
-                } else {
-                    row.run()
-                }
+                row(out, if sy == 1 { &y[..len] } else { y }, sy);
                 // Rows come in their order.
                 if end - done >= CHUNK {
                     then(&mut all[done..end]);

@@ -27,6 +27,7 @@ use std::sync::LazyLock;
 pub(crate) use call::axis as resolve_axis;
 pub use call::{Bodies, Call, Fusion, Item, Shared, evaluate};
 pub(crate) use conv::geometry as conv_geometry;
+pub(crate) use image_decoder::rgb_of;
 pub use infer_ctx::{InferBodies, InferCtx};
 pub use quant_rule::{OutputRange, QuantRule, Slots, WeightAxis};
 pub use reverse::{Back, Gradients, reverse_rule};

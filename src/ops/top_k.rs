@@ -68,33 +68,28 @@ fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The k first elements along an axis in the order that `compare` gives, with their indices.
-fn top<T: Ordered>(v: &[T], dims: [usize; 3], k: usize, largest: bool) -> (Vec<T>, Vec<i64>) {
-    let [outer, n, inner] = dims;
-    let mut values = vec![T::default(); outer * k * inner];
-    let mut indices = vec![0i64; outer * k * inner];
+/// The places of the k first elements along the middle one of three dimensions, in the order that `compare` gives to
+/// places. Behind a reference, so that sorting is compiled once and not for each type.
+fn top([outer, n, inner]: [usize; 3], k: usize, compare: &dyn Fn(usize, usize) -> Ordering) -> Vec<usize> {
+    let mut places = vec![0; outer * k * inner];
     let mut order: Vec<usize> = Vec::with_capacity(n);
     for o in 0..outer {
         for i in 0..inner {
-            let at = |j: usize| &v[(o * n + j) * inner + i];
-            let compare = |&a: &usize, &b: &usize| -> Ordering {
-                let by_value = if largest { at(b).order(at(a)) } else { at(a).order(at(b)) };
-                by_value.then(a.cmp(&b))
-            };
+            // Places grow with the index: of equal elements the lower comes first.
+            let compare = |&a: &usize, &b: &usize| compare(a, b).then(a.cmp(&b));
             order.clear();
-            order.extend(0..n);
+            order.extend((0..n).map(|j| (o * n + j) * inner + i));
             if k < n && k > 0 {
                 order.select_nth_unstable_by(k - 1, compare);
             }
             let first = &mut order[..k];
             first.sort_unstable_by(compare);
-            for (r, &j) in first.iter().enumerate() {
-                values[(o * k + r) * inner + i] = at(j).clone();
-                indices[(o * k + r) * inner + i] = j as i64;
+            for (r, &at) in first.iter().enumerate() {
+                places[(o * k + r) * inner + i] = at;
             }
         }
     }
-    (values, indices)
+    places
 }
 
 fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
@@ -109,10 +104,12 @@ fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
     count(&shape)?;
     let dims = [x.shape()[..at].iter().product(), n, x.shape()[at + 1..].iter().product()];
     let largest = call.flag("largest", true);
-    let (values, indices) = with_data!(x.data(), T, b => {
-        let (values, indices) = top::<T>(b.as_slice(), dims, k, largest);
-        (strided::typed::<T>(x.dtype(), &shape, values)?, indices)
+    let (values, places) = with_data!(x.data(), T, b => {
+        let v: &[T] = b.as_slice();
+        let places = top(dims, k, &|a, b| if largest { v[b].order(&v[a]) } else { v[a].order(&v[b]) });
+        (strided::typed::<T>(x.dtype(), &shape, places.iter().map(|&at| v[at].clone()).collect())?, places)
     });
+    let indices: Vec<i64> = places.into_iter().map(|at| (at / dims[2] % n) as i64).collect();
     let mut out: Vec<Item> = vec![values.into(), Tensor::new(&shape, indices)?.into()];
     out.truncate(call.n_outputs().max(1));
     Ok(out)

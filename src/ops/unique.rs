@@ -7,6 +7,8 @@
 //! Quantized: selects elements, so Y has the input's parameters.
 //! Errors: axis out of range.
 
+use std::cmp::Ordering;
+
 use super::call::axis;
 use super::gather::gather;
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
@@ -45,19 +47,21 @@ fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     Ok(())
 }
 
-/// For each of `n` slices of `[outer, n, inner]` which slices are equal: the numbers of the slices, ordered, equal ones
-/// next to each other and by number, and whether each starts a new group.
-fn groups<T: Ordered>(v: &[T], outer: usize, n: usize, inner: usize) -> (Vec<usize>, Vec<bool>) {
-    let compare = |a: usize, b: usize| {
-        (0..outer)
-            .flat_map(|o| {
-                let row = |k: usize| &v[(o * n + k) * inner..(o * n + k + 1) * inner];
-                row(a).iter().zip(row(b))
-            })
-            .map(|(x, y)| x.order(y))
-            .find(|o| o.is_ne())
-            .unwrap_or(std::cmp::Ordering::Equal)
-    };
+/// How slices `a` and `b` of the `n` of `[outer, n, inner]` compare.
+fn compare<T: Ordered>(v: &[T], [outer, n, inner]: [usize; 3], a: usize, b: usize) -> Ordering {
+    (0..outer)
+        .flat_map(|o| {
+            let row = |k: usize| &v[(o * n + k) * inner..(o * n + k + 1) * inner];
+            row(a).iter().zip(row(b))
+        })
+        .map(|(x, y)| x.order(y))
+        .find(|o| o.is_ne())
+        .unwrap_or(Ordering::Equal)
+}
+
+/// Which of `n` slices are equal: the numbers of the slices, ordered, equal ones next to each other and by number, and
+/// whether each starts a new group. Behind a reference, so that sorting is compiled once and not for each type.
+fn groups(n: usize, compare: &dyn Fn(usize, usize) -> Ordering) -> (Vec<usize>, Vec<bool>) {
     let mut order: Vec<usize> = (0..n).collect();
     order.sort_by(|&a, &b| compare(a, b));
     let is_new = (0..n).map(|i| i == 0 || compare(order[i - 1], order[i]).is_ne()).collect();
@@ -75,8 +79,8 @@ fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
     };
     let at = axis(call.int("axis", 0), x.rank())?;
     let n = x.shape()[at];
-    let (outer, inner) = (x.shape()[..at].iter().product(), x.shape()[at + 1..].iter().product());
-    let (order, is_new) = with_data!(x.data(), T, b => groups::<T>(b.as_slice(), outer, n, inner));
+    let dims = [x.shape()[..at].iter().product(), n, x.shape()[at + 1..].iter().product()];
+    let (order, is_new) = with_data!(x.data(), T, v => groups(n, &|a, b| compare::<T>(v.as_slice(), dims, a, b)));
     // First occurrence, count, and members of each group, in ascending order.
     let mut found: Vec<Vec<usize>> = Vec::new();
     for (i, new) in order.into_iter().zip(is_new) {

@@ -4,15 +4,19 @@
 //! --std 0.229,0.224,0.225` is what torchvision does and `--mean 127.5 --std 127.5` gives -1 to 1. How a model was
 //! trained cannot be guessed: one of the three must be given, unless the input is uint8.
 
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use image::{DynamicImage, ImageDecoder, ImageReader, imageops::FilterType};
+use image::imageops::{self, FilterType};
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 
 use super::check::InputSpec;
 use super::npy_file::only_input;
 use super::{Dataset, Request, Sample, Source, file_name, has_extension, listing, note_ignored};
 use crate::diag::Sink;
 use crate::error::{Context, Result, WithHelp, anyhow, bail, ensure};
+use crate::ops::rgb_of;
 use crate::tensor::{DType, Tensor};
 
 pub(super) const SOURCE: Source = Source { accepts: "a folder of images (with --scale, --mean or --std)", open };
@@ -123,6 +127,43 @@ fn form(spec: &InputSpec, options: &ImageOptions) -> Result<Form> {
     Ok(Form { channels, channels_last, size, has_batch })
 }
 
+/// A new image from an old one, through `$here` for the pixels that image files mostly have and through the image
+/// crate's own function for all others. That crate takes 20 s to compile when it is optimised, so that it is not: what
+/// is generic is compiled, and optimised, here.
+macro_rules! map_pixels {
+    ($image:expr, $pixels:ident => $here:expr, $other:ident => $there:expr) => {
+        match $image {
+            DynamicImage::ImageRgb8($pixels) => DynamicImage::ImageRgb8($here),
+            DynamicImage::ImageRgba8($pixels) => DynamicImage::ImageRgba8($here),
+            DynamicImage::ImageLuma8($pixels) => DynamicImage::ImageLuma8($here),
+            $other => $there,
+        }
+    };
+}
+
+/// Turned as the camera was held.
+fn upright(image: DynamicImage, orientation: Orientation) -> DynamicImage {
+    use Orientation::*;
+    let turned = match orientation {
+        Rotate90 | Rotate90FlipH => map_pixels!(&image, p => imageops::rotate90(p), other => other.rotate90()),
+        Rotate180 => map_pixels!(&image, p => imageops::rotate180(p), other => other.rotate180()),
+        Rotate270 | Rotate270FlipH => map_pixels!(&image, p => imageops::rotate270(p), other => other.rotate270()),
+        NoTransforms | FlipHorizontal | FlipVertical => image,
+    };
+    match orientation {
+        FlipHorizontal | Rotate90FlipH | Rotate270FlipH => {
+            map_pixels!(&turned, p => imageops::flip_horizontal(p), other => other.fliph())
+        }
+        FlipVertical => map_pixels!(&turned, p => imageops::flip_vertical(p), other => other.flipv()),
+        NoTransforms | Rotate90 | Rotate180 | Rotate270 => turned,
+    }
+}
+
+fn resize(image: &DynamicImage, w: u32, h: u32) -> DynamicImage {
+    let filter = FilterType::Triangle;
+    map_pixels!(image, p => imageops::resize(p, w, h, filter), other => other.resize_exact(w, h, filter))
+}
+
 impl Images {
     /// Scaled and cut out.
     fn fit(&self, image: DynamicImage) -> Result<DynamicImage> {
@@ -130,10 +171,10 @@ impl Images {
             (Some(Resize::Short(n)), _) => {
                 let (w, h) = (image.width(), image.height());
                 let side = |x: u32| (u64::from(x) * u64::from(n)).div_ceil(u64::from(w.min(h).max(1))).max(1) as u32;
-                image.resize_exact(side(w), side(h), FilterType::Triangle)
+                resize(&image, side(w), side(h))
             }
-            (Some(Resize::Exact(h, w)), _) => image.resize_exact(w, h, FilterType::Triangle),
-            (None, Some((h, w))) if self.options.crop.is_none() => image.resize_exact(w, h, FilterType::Triangle),
+            (Some(Resize::Exact(h, w)), _) => resize(&image, w, h),
+            (None, Some((h, w))) if self.options.crop.is_none() => resize(&image, w, h),
             (None, _) => image,
         };
         let crop =
@@ -141,12 +182,14 @@ impl Images {
         let Some((h, w)) = crop else { return Ok(scaled) };
         let (width, height) = (scaled.width(), scaled.height());
         ensure!(h <= height && w <= width, "cannot cut {h}x{w} out of an image of {height}x{width}");
-        Ok(scaled.crop_imm((width - w) / 2, (height - h) / 2, w, h))
+        let (x, y) = ((width - w) / 2, (height - h) / 2);
+        Ok(map_pixels!(&scaled, p => imageops::crop_imm(p, x, y, w, h).to_image(), p => p.crop_imm(x, y, w, h)))
     }
 
-    fn tensor(&self, image: &DynamicImage) -> Result<Tensor> {
-        let (c, n) = (self.form.channels, (image.width() * image.height()) as usize);
-        let mut bytes = if c == 1 { image.to_luma8().into_raw() } else { image.to_rgb8().into_raw() };
+    fn tensor(&self, image: DynamicImage) -> Result<Tensor> {
+        let (h, w) = (image.height() as usize, image.width() as usize);
+        let (c, n) = (self.form.channels, h * w);
+        let mut bytes = if c == 1 { image.into_luma8().into_raw() } else { rgb_of(image).into_raw() };
         if self.options.is_bgr && c == 3 {
             bytes.chunks_exact_mut(3).for_each(|p| p.swap(0, 2));
         }
@@ -155,7 +198,6 @@ impl Images {
         } else {
             (0..c).flat_map(|k| bytes[k..].iter().step_by(c).copied()).collect()
         };
-        let (h, w) = (image.height() as usize, image.width() as usize);
         let mut shape = if self.form.channels_last { vec![h, w, c] } else { vec![c, h, w] };
         if self.form.has_batch {
             shape.insert(0, 1);
@@ -175,11 +217,16 @@ impl Images {
     }
 
     fn read(&self, path: &Path) -> Result<Tensor> {
-        let mut decoder = ImageReader::open(path)?.with_guessed_format()?.into_decoder()?;
+        // From memory, as operators decode: the decoders are compiled for each kind of reader.
+        let bytes = std::fs::read(path)?;
+        let mut reader = ImageReader::new(Cursor::new(bytes.as_slice()));
+        if let Ok(format) = ImageFormat::from_path(path) {
+            reader.set_format(format);
+        }
+        let mut decoder = reader.with_guessed_format()?.into_decoder()?;
         let orientation = decoder.orientation()?;
-        let mut image = DynamicImage::from_decoder(decoder)?;
-        image.apply_orientation(orientation);
-        self.tensor(&self.fit(image)?)
+        let image = upright(DynamicImage::from_decoder(decoder)?, orientation);
+        self.tensor(self.fit(image)?)
     }
 }
 
@@ -197,5 +244,30 @@ impl Dataset for Images {
 
     fn name(&self, i: usize) -> Option<String> {
         self.files.get(i).map(|p| p.to_string_lossy().into_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is compiled here does what the image crate does.
+    #[test]
+    fn pixels_as_the_image_crate_gives_them() {
+        let pixel = |x: u32, y: u32, k: u32| ((x * 37 + y * 101 + k * 59) % 256) as u8;
+        let rgba = image::RgbaImage::from_fn(5, 3, |x, y| image::Rgba([0, 1, 2, 3].map(|k| pixel(x, y, k))));
+        let rgba = DynamicImage::ImageRgba8(rgba);
+        let images =
+            [rgba.to_rgb8().into(), rgba.to_luma8().into(), rgba.to_luma_alpha8().into(), rgba.to_rgb16().into(), rgba];
+        for image in images {
+            for exif in 1..=8 {
+                let orientation = Orientation::from_exif(exif).unwrap();
+                let mut expected = image.clone();
+                expected.apply_orientation(orientation);
+                assert_eq!(upright(image.clone(), orientation), expected, "{orientation:?} of {:?}", image.color());
+            }
+            assert_eq!(resize(&image, 7, 2), image.resize_exact(7, 2, FilterType::Triangle), "{:?}", image.color());
+            assert_eq!(rgb_of(image.clone()), image.to_rgb8(), "{:?}", image.color());
+        }
     }
 }

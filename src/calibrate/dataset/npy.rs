@@ -9,9 +9,9 @@ use std::io::{Read, Write};
 
 use bytemuck::Pod;
 use half::f16;
-use ndarray::{ArrayD, IxDyn, ShapeBuilder};
 
 use crate::error::{Context, Result, WithHelp, anyhow, bail, ensure};
+use crate::tensor::strided::gather;
 use crate::tensor::{C64, C128, DType, Data, Element, Tensor, count};
 use crate::with_data;
 
@@ -112,7 +112,7 @@ impl Header {
 ///
 /// # Errors
 /// It is no `.npy` file, or its elements are Python objects, records, dates or of a type that ONNX does not have.
-pub fn read_header(reader: &mut impl Read) -> Result<Header> {
+pub fn read_header(reader: &mut dyn Read) -> Result<Header> {
     let mut start = [0u8; 8];
     reader.read_exact(&mut start).map_err(|_| anyhow!("is too short for an .npy file"))?;
     ensure!(&start[..6] == MAGIC, "is no .npy file: it does not start with \\x93NUMPY");
@@ -148,7 +148,7 @@ pub fn read_header(reader: &mut impl Read) -> Result<Header> {
 ///
 /// # Errors
 /// The reader ends early or fails, or a string is not valid.
-pub fn read_data(header: &Header, reader: &mut impl Read) -> Result<Tensor> {
+pub fn read_data(header: &Header, reader: &mut dyn Read) -> Result<Tensor> {
     let n = count(&header.shape)?;
     header.n_bytes()?;
     let swap = header.swapped;
@@ -195,9 +195,12 @@ pub fn read_data(header: &Header, reader: &mut impl Read) -> Result<Tensor> {
     if header.has_rows_in_order() {
         return Tensor::from_buf(header.dtype(), &header.shape, data);
     }
+    // The first dimension is the closest.
+    let steps: Vec<isize> =
+        (0..header.shape.len()).map(|k| header.shape[..k].iter().product::<usize>() as isize).collect();
     with_data!(data, T, b => {
-        let columns = ArrayD::from_shape_vec(IxDyn(&header.shape).f(), b.into_vec())?;
-        Ok(Tensor::from_array::<T>(columns.as_standard_layout().into_owned()))
+        let rows = gather::<T>(b.as_slice(), 0, &header.shape, &steps);
+        Tensor::from_buf(header.dtype(), &header.shape, T::wrap(rows.into()))
     })
 }
 
@@ -205,7 +208,7 @@ pub fn read_data(header: &Header, reader: &mut impl Read) -> Result<Tensor> {
 ///
 /// # Errors
 /// See [`read_header`] and [`read_data`]; the array is larger than `limit` bytes.
-pub fn read(reader: &mut impl Read, limit: u64) -> Result<Tensor> {
+pub fn read(reader: &mut dyn Read, limit: u64) -> Result<Tensor> {
     let header = read_header(reader)?;
     check_size(&header, limit)?;
     read_data(&header, reader)
@@ -219,17 +222,22 @@ pub(super) fn check_size(header: &Header, size: u64) -> Result<()> {
 }
 
 /// `n` numbers, whose parts of `part` bytes (the halves of complex numbers) are reversed when `swap` says so.
-fn numbers<T: Pod>(reader: &mut impl Read, n: usize, swap: bool, part: usize) -> Result<Vec<T>> {
+fn numbers<T: Pod>(reader: &mut dyn Read, n: usize, swap: bool, part: usize) -> Result<Vec<T>> {
     let mut v = vec![T::zeroed(); n];
-    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut v);
+    read_parts(reader, bytemuck::cast_slice_mut(&mut v), if swap { part } else { 1 })?;
+    Ok(v)
+}
+
+/// Fills `bytes` and reverses each part of them.
+fn read_parts(reader: &mut dyn Read, bytes: &mut [u8], part: usize) -> Result<()> {
     reader.read_exact(bytes).map_err(|e| match e.kind() {
         std::io::ErrorKind::UnexpectedEof => anyhow!("is truncated: its elements end early"),
         _ => anyhow!(e),
     })?;
-    if swap && part > 1 {
+    if part > 1 {
         bytes.chunks_exact_mut(part).for_each(<[u8]>::reverse);
     }
-    Ok(v)
+    Ok(())
 }
 
 /// The storage and byte order of a NumPy type string.
@@ -384,7 +392,7 @@ impl<'a> Parser<'a> {
 ///
 /// # Errors
 /// NumPy has no such type (bfloat16, 8-bit floats and smaller types), or the writer fails.
-pub fn write(tensor: &Tensor, writer: &mut impl Write) -> Result<()> {
+pub fn write(tensor: &Tensor, writer: &mut dyn Write) -> Result<()> {
     let (descr, bytes) = encode(tensor)?;
     let dims: String = match tensor.shape() {
         [n] => format!("{n},"),

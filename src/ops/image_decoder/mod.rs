@@ -11,7 +11,7 @@ mod jpeg;
 
 use std::io::Cursor;
 
-use image::{ImageReader, RgbImage};
+use image::{DynamicImage, ImageReader, RgbImage};
 
 use super::{Arity, Call, InferCtx, Item, OpDef, OpDomain, QuantRule};
 use crate::error::{Context, Result, anyhow, bail, ensure};
@@ -34,6 +34,17 @@ fn infer(ctx: &mut InferCtx<'_>) -> Result<()> {
     let channels = if ctx.attrs.str("pixel_format") == Some("Grayscale") { 1 } else { 3 };
     ctx.set_tensor(0, Some(DType::U8), Some(vec![Dim::Unknown, Dim::Unknown, Dim::Known(channels)]));
     Ok(())
+}
+
+/// The pixels of an image as 8-bit red, green and blue. The image crate is not optimised: what is common is done here.
+pub(crate) fn rgb_of(image: DynamicImage) -> RgbImage {
+    let (w, h) = (image.width(), image.height());
+    let rgb: Option<Vec<u8>> = match &image {
+        DynamicImage::ImageRgba8(p) => Some(p.as_raw().chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect()),
+        DynamicImage::ImageLuma8(p) => Some(p.as_raw().iter().flat_map(|&g| [g; 3]).collect()),
+        _ => None,
+    };
+    rgb.and_then(|rgb| RgbImage::from_raw(w, h, rgb)).unwrap_or_else(|| image.into_rgb8())
 }
 
 /// The start of a JPEG 2000 file, and of a bare code stream.
@@ -62,7 +73,7 @@ fn decode(bytes: &[u8]) -> Result<RgbImage> {
             .context("JPEG: the pixels do not fill the image");
     }
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
-    Ok(reader.decode()?.into_rgb8())
+    Ok(rgb_of(reader.decode()?))
 }
 
 fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {

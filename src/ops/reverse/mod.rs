@@ -215,8 +215,18 @@ impl Back<'_> {
     /// # Errors
     /// Input or output is no tensor of floats.
     pub fn each(&self, slope: impl Fn(f32, f32) -> f32) -> Result<Gradients> {
+        self.each_slice(&|g, x, y| g.iter_mut().zip(x.iter().zip(y)).for_each(|(g, (&x, &y))| *g *= slope(x, y)))
+    }
+
+    /// [`Back::each`], behind a reference, so that it is compiled once: `multiply` turns the gradient of the output
+    /// into the input's.
+    fn each_slice(&self, multiply: &dyn Fn(&mut [f32], &[f32], &[f32])) -> Result<Gradients> {
         let (x, y, g) = (self.input(0)?.to_f32s()?, self.output(0)?.to_f32s()?, self.gradient()?);
-        let dx = || Ok(g.iter().zip(x.iter().zip(y.iter())).map(|(g, (&x, &y))| g * slope(x, y)).collect());
+        let dx = || {
+            let mut dx = g.to_vec();
+            multiply(&mut dx, &x, &y);
+            Ok(dx)
+        };
         Ok(vec![self.made(0, dx)?])
     }
 

@@ -438,7 +438,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     let Some(input) = args.input else { return usage("no model was given") };
     let selection = Selection::new(&args.select)?;
     let mut dump = Dump::new(&args.dump)?;
-    let mode = args.weights.mode(args.scheme.types.weight_type)?;
+    let mode = args.weights.mode(args.scheme.types.weight_type, args.scheme.min_sqnr.is_some())?;
     let mut base = Config::new(&args.scheme.target)?;
     if args.scheme.prefer == Prefer::Size {
         base.target.cost = None;

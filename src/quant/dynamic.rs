@@ -125,7 +125,7 @@ fn product(model: &Model, id: GraphId, n: NodeId) -> Choice {
 
 fn per_channel(name: String, weight: TensorRef, n: usize, k: usize, is_kn: bool, form: Form) -> Arc<Job> {
     let origin = Origin::Compute { weight, is_kn, method: Method::Rtn, importance: None, factors: None };
-    Job::new(name, n, k, Scheme { dtype: DType::I8, block: k.max(1) }, form, origin)
+    Job::new(name, n, k, Scheme::new(DType::I8, k.max(1)), form, origin)
 }
 
 /// The job for a weight `[directions, 4*H, K]`.

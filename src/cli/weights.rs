@@ -31,7 +31,7 @@ pub(super) struct Args {
     /// Percent of the products' weights that may take 8 bits, those that fewer hurt most, for `--mode weight-only`
     #[arg(long, value_name = "PCT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
     mixed_bits: u8,
-    /// Zero points that need not be whole numbers, for `--format matmulnbits` with uint8, uint4 or uint2: more accurate,
+    /// Zero points that need not be whole numbers, for `--format matmulnbits` with uint4 or uint2: more accurate,
     /// 4 bytes a block larger, and on CPUs ONNX Runtime widens such a weight on every run
     #[arg(long)]
     float_zero_points: bool,
@@ -113,8 +113,8 @@ impl Args {
         if self.mixed_bits > 0 && dtype.bits() == 8 {
             return usage(format!("--mixed-bits with --weight-type {dtype}; expected int4, uint4, int2 or uint2"));
         }
-        if self.float_zero_points && (self.format != Format::Matmulnbits || dtype.is_signed_integer()) {
-            return usage("--float-zero-points needs --format matmulnbits and --weight-type uint8, uint4 or uint2");
+        if self.float_zero_points && (self.format != Format::Matmulnbits || !matches!(dtype, DType::U4 | DType::U2)) {
+            return usage("--float-zero-points needs --format matmulnbits and --weight-type uint4 or uint2");
         }
         let base = Options::new(dtype);
         let block = self.block_size.unwrap_or(base.block);

@@ -16,7 +16,8 @@ use super::config::Config;
 use super::lazy::{Form, Job, Origin};
 use super::measure::{Reference, worst_sqnr};
 use super::mixed::{self, Candidate};
-use super::plan::{Decision, NodePlace, NodePlan, Place, QuantPlan};
+use super::plan::{NodePlace, Place, QuantPlan};
+use super::prune;
 use super::realize::weight_only::{Item, Matrix, Use, gathers_rows, gemm_obstacle, matrix, realize};
 use super::report::{Kept, Report, StoredWeight};
 use super::self_check::SelfCheck;
@@ -78,7 +79,7 @@ pub struct Options {
     pub wide_percent: u8,
     /// Whether only as many of them take 8 bits as the floor of the configuration needs on held-out samples.
     pub is_least_wide: bool,
-    /// Whether the zero points of products are floats, which `MatMulNBits` alone has.
+    /// Whether the zero points of products of uint4 and uint2 are floats, which `MatMulNBits` alone has.
     pub float_zeros: bool,
 }
 
@@ -117,8 +118,8 @@ impl Options {
             self.dtype
         );
         ensure!(
-            !self.float_zeros || self.output == Output::NBits && !self.dtype.is_signed_integer(),
-            "zero points can be floats in MatMulNBits with weights of uint8, uint4 or uint2 only"
+            !self.float_zeros || self.output == Output::NBits && matches!(self.dtype, U4 | U2),
+            "zero points can be floats in MatMulNBits with weights of uint4 or uint2 only"
         );
         Ok(())
     }
@@ -137,8 +138,8 @@ impl Options {
     /// How the weights are stored that lose too much otherwise.
     fn wide(&self) -> Scheme {
         let is_signed = matches!(self.dtype, DType::I8 | DType::I4 | DType::I2);
-        let dtype = if is_signed { DType::I8 } else { DType::U8 };
-        Scheme { float_zeros: self.float_zeros, ..Scheme::new(dtype, self.block) }
+        // With 8 bits ONNX Runtime (1.32) refuses zero points that are floats.
+        Scheme::new(if is_signed { DType::I8 } else { DType::U8 }, self.block)
     }
 
     /// The opset that the form needs.
@@ -206,6 +207,11 @@ pub fn run(
     crate::infer::infer(&mut model, sink)?;
     observer("prepare", &model);
 
+    // What pruning costs is part of the error.
+    let float = model.clone();
+    if let Some(how) = config.prune {
+        prune::apply(&mut model, how, data.calibration, config.threads, &mut report)?;
+    }
     let chosen = choices(&model, config, options)?;
     ensure!(
         !data.calibration.is_empty() || !options.algorithm.needs_data(),
@@ -219,13 +225,13 @@ pub fn run(
     } else {
         None
     };
-    let work = Work::new(&model, &chosen, options, second.as_ref())?;
+    let work = Work::new((&float, &model), &chosen, options, second.as_ref())?;
     let mut jobs = Jobs::new();
     let wide = work.wide(config, data, &mut jobs, &mut report)?;
     let items = work.plan(&wide, &mut jobs, &mut report, sink)?;
     let emitted = work.emit(&items, sink)?;
     self_check.verify(&emitted, config, sink)?;
-    measure(&model, &emitted, config, data, progress, &mut report)?;
+    measure(&float, &emitted, config, data, progress, &mut report)?;
     report.after = super::report::Side::of(&emitted);
     observer("quantize", &emitted);
     Ok(Quantized { model: emitted, prepared: model, plan: QuantPlan::default(), report })
@@ -285,13 +291,8 @@ struct Second {
 
 impl Second {
     fn gather(model: &Model, chosen: &[(NodePlace, Choice)], data: &Data<'_>, threads: usize) -> Result<Self> {
-        let products = chosen.iter().filter(|(_, c)| matches!(c, Choice::Product(..)));
-        // Only places and decisions are looked at.
-        let rule = QuantRule::Keep { why: "its weight alone is quantized" };
-        let integer =
-            |place| NodePlan { place, decision: Decision::Integer, rule, data: Vec::new(), weight: None, macs: 0 };
-        let plan = QuantPlan { nodes: products.map(|(p, _)| integer(*p)).collect(), ..QuantPlan::default() };
-        let needs = moments::needs(model, &plan, model);
+        let products = chosen.iter().filter(|(_, c)| matches!(c, Choice::Product(..))).map(|(p, _)| *p);
+        let needs = moments::needs_of(model, products, model);
         let limits = Limits { samples: MAX_SAMPLES, ..Limits::default() };
         let gathered = moments::gather(model, &needs, data.calibration, limits, threads)?;
         Ok(Second { gathered, threads })
@@ -355,6 +356,8 @@ type Stored = (Place, bool);
 
 /// Where the weights of some nodes come from, with everything that is chosen once.
 struct Work<'a> {
+    /// Before it was pruned.
+    float: &'a Model,
     model: &'a Model,
     chosen: &'a [(NodePlace, Choice)],
     options: Options,
@@ -369,7 +372,7 @@ type Jobs = BTreeMap<(Place, bool, Kind, Option<usize>, usize), Arc<Job>>;
 
 impl<'a> Work<'a> {
     fn new(
-        model: &'a Model,
+        (float, model): (&'a Model, &'a Model),
         chosen: &'a [(NodePlace, Choice)],
         options: Options,
         second: Option<&'a Second>,
@@ -378,7 +381,7 @@ impl<'a> Work<'a> {
             Some(s) => s.awq(chosen, options)?,
             None => BTreeMap::new(),
         };
-        Ok(Work { model, chosen, options, second, tied: tied(chosen, options), scaled })
+        Ok(Work { float, model, chosen, options, second, tied: tied(chosen, options), scaled })
     }
 
     /// What the data says, where the algorithm looks at it.
@@ -424,7 +427,7 @@ impl<'a> Work<'a> {
         let first = |n: usize, picked: &[usize]| picked[..n].iter().map(|&i| found[i].0).collect::<BTreeSet<Stored>>();
         let is_least = self.options.is_least_wide && !data.holdout.is_empty();
         if is_least {
-            let float = solve::compile(self.model)?;
+            let float = solve::compile(self.float)?;
             let reference = Reference::new(&float, data.holdout, super::MAX_HOLDOUT, config.threads)?;
             let mut holds = |n: usize| -> Result<bool> {
                 let items = self.plan(&first(n, &picked), jobs, &mut Report::default(), &mut Sink::default())?;

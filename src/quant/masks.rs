@@ -10,7 +10,7 @@ use super::annotate::constant;
 use super::params::Range;
 use super::plan::{Decision, NodePlace, Place, QuantPlan};
 use super::solve::Observed;
-use super::traps::Seen;
+use super::traps::{MASK, Seen};
 use crate::ir::Model;
 use crate::ops::QuantRule;
 use crate::ops::quant_rule::{ADDS, SOFTMAX};
@@ -31,8 +31,12 @@ pub struct Clipped {
 #[must_use]
 pub fn clipped(model: &Model, observed: &Observed, plan: &QuantPlan) -> Clipped {
     let seen = Seen { model, observed };
-    let is_mask = |n: &&super::plan::NodePlan| n.decision == Decision::Integer && seen.mask(n.place).is_some();
-    let masks: Vec<NodePlace> = plan.nodes.iter().filter(is_mask).map(|n| n.place).collect();
+    // What is masked already looks like a mask itself: which is put over which is seen in the order of execution.
+    let reaches_low =
+        |place: NodePlace, v| range(model, observed, (place.0, v)).is_some_and(|r| f64::from(r.min) <= -MASK);
+    let may_mask = |p: NodePlace| seen.joined(p).into_iter().any(|v| reaches_low(p, v));
+    let integer = plan.nodes.iter().filter(|n| n.decision == Decision::Integer).map(|n| n.place);
+    let masks: Vec<NodePlace> = integer.filter(|&p| may_mask(p)).collect();
     let look = Look { model, plan, masks: masks.iter().copied().collect() };
     let mut out = Clipped::default();
     // Of sums with a mask, the range of what is not masked.
@@ -46,7 +50,8 @@ pub fn clipped(model: &Model, observed: &Observed, plan: &QuantPlan) -> Clipped 
         // The mask is what reaches lowest; what it is put over has scores of both signs, or at least smaller ones.
         let Some(&(mask, of_mask)) = joined.iter().min_by(|a, b| a.1.min.total_cmp(&b.1.min)) else { continue };
         let scores = joined.iter().filter(|(v, _)| *v != mask).map(|(_, r)| *r).reduce(Range::union);
-        let Some(scores) = scores.filter(|_| look.only_masks((id, mask))) else { continue };
+        let is_open = |s: &Range| f64::from(s.min) > -MASK;
+        let Some(scores) = scores.filter(|s| is_open(s) && look.only_masks((id, mask))) else { continue };
         let is_sum = ADDS.contains(&g.node(n).op_type.as_str());
         let (least, sum) = if is_sum {
             let above = of_mask.max.max(0.0);

@@ -18,7 +18,7 @@ use crate::ops::{OutputRange, QuantRule};
 use crate::tensor::DType;
 
 /// Magnitude from which on a number that is added or chosen is taken for a mask; -10000 is what BERT adds.
-const MASK: f64 = 9e3;
+pub(super) const MASK: f64 = 9e3;
 /// How much smaller what is masked is at least: of a sum that 8 bits cover it would keep nothing.
 const MASKED: f64 = 1e3;
 /// Whole numbers that 8 bits hold exactly.

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 
 use common::made::arrays;
 use common::models::numbers;
-use common::ort::ort_run;
+use common::ort::{Level, ort_run_at};
 use onnx_quant::calibrate::dataset::{Dataset, Sample};
 use onnx_quant::diag::Sink;
 use onnx_quant::error::Result;
@@ -115,7 +115,9 @@ impl Done {
         for sample in &holdout.0 {
             let given = arrays(sample);
             let given: Vec<_> = given.iter().map(|(n, a)| (*n, a)).collect();
-            let [float, int8] = paths.each_ref().map(|p| ort_run(p, &given).unwrap());
+            // What is made for an NPU is not for the integer kernels of this machine, which may saturate.
+            let level = if config.target.whole { Level::Disabled } else { Level::All };
+            let [float, int8] = paths.each_ref().map(|p| ort_run_at(p, &given, level).unwrap());
             sums.resize(float.len(), (0.0, 0.0));
             for (sum, ((_, a), (_, b))) in sums.iter_mut().zip(float.iter().zip(&int8)) {
                 for (a, b) in a.to_vec::<f32>().into_iter().zip(b.to_vec::<f32>()) {
@@ -273,7 +275,8 @@ fn masks_that_have_to_be_quantized_are_clipped() {
             }
             let (scale, _, max) = done.range("b");
             assert!(scale * ((1u64 << dtype.bits()) as f32) < 70.0 && max > 0.5, "{hidden:e}: {scale} {max}");
-            done.check(least, "in integers, clipped where Softmax alone reads them");
+            // Beside -1e4 the scores are not small enough to be worth a word.
+            done.check(least, if hidden < -1e5 { "in integers, clipped where Softmax alone reads them" } else { "" });
             // Both sides of every sum and product have the type of its output.
             let g = done.done.model.main();
             let mut n_sides = 0;

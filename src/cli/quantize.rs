@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::dump::{self, Dump};
 use super::labels;
+use super::prune;
 use super::select::{self, Selection};
 use super::session::{Session, Usage, print_json, usage};
 use super::summary::Summary;
@@ -20,7 +21,7 @@ use crate::ir::Model;
 use crate::onnx::{External, WriteOptions};
 use crate::quant::algo::Improvement;
 use crate::quant::judge::drop_of;
-use crate::quant::prune::{By, Pattern, Pruning};
+use crate::quant::prune::By;
 use crate::quant::report::Report;
 use crate::quant::scheme::{Choices, Form, Scheme};
 use crate::quant::{self, Config, Effort, Mode, overrides};
@@ -361,32 +362,11 @@ struct TypeArgs {
     /// Graph inputs and outputs hold integers where they can; the summary gives their scales
     #[arg(long)]
     quantize_io: bool,
-    /// Make weights zero first: a share of each from 0 to 1, or 2:4. With --calib the others make up for it
-    #[arg(long, value_name = "SHARE|2:4", value_parser = sparsity)]
-    sparsity: Option<Pattern>,
-    /// Which become zero
-    #[arg(long, value_name = "WHAT", default_value = "magnitude", requires = "sparsity")]
-    prune_by: PruneBy,
+    #[command(flatten)]
+    prune: prune::Args,
     /// Types, ranges or scales of single tensors: a JSON file in the form of ONNX Runtime's quantizer
     #[arg(long, value_name = "FILE.json")]
     tensor_quant_overrides: Option<PathBuf>,
-}
-
-/// By what weights are pruned.
-#[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
-enum PruneBy {
-    /// The smallest
-    Magnitude,
-    /// Those without which the outputs change least, to first order; needs --calib
-    Gradient,
-}
-
-fn sparsity(text: &str) -> std::result::Result<Pattern, String> {
-    match text.parse::<f64>() {
-        Ok(f) if (0.0..1.0).contains(&f) => Ok(Pattern::Share(f)),
-        _ if text == "2:4" => Ok(Pattern::TwoInFour),
-        _ => Err("expected a number from 0 to 1 (not included), or 2:4".into()),
-    }
 }
 
 /// ONNX's name of a type, or what other tools call it.
@@ -484,8 +464,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     base.scheme = Scheme::new(&base.target, &args.scheme.types.choices(&mode, args.weights.form()))
         .map_err(|e| Usage(format!("{e:#}")))?;
     base.quantize_io = args.scheme.types.quantize_io;
-    let by = if args.scheme.types.prune_by == PruneBy::Gradient { By::Gradient } else { By::Magnitude };
-    base.prune = args.scheme.types.sparsity.map(|pattern| Pruning { pattern, by });
+    base.prune = args.scheme.types.prune.choice();
     if let Some(path) = &args.scheme.types.tensor_quant_overrides {
         let what = || format!("cannot read '{}'", path.display());
         let text = std::fs::read_to_string(path).with_context(what)?;

@@ -19,6 +19,7 @@ mod inspect;
 mod labels;
 mod man;
 mod progress;
+mod prune;
 mod quantize;
 mod run;
 mod select;

@@ -11,12 +11,12 @@ use common::ort::{Level, onnx_check, ort_run_at};
 use onnx_quant::calibrate::dataset::Dataset;
 use onnx_quant::ir::Model;
 use onnx_quant::onnx::{WriteOptions, write};
-use onnx_quant::quant::extract;
 use onnx_quant::quant::overrides;
-use onnx_quant::quant::prune::Pattern;
+use onnx_quant::quant::prune::{By, Pattern, Pruning};
 use onnx_quant::quant::realize::{qoperator, strip};
 use onnx_quant::quant::region::Region;
 use onnx_quant::quant::scheme::{Choices, Form};
+use onnx_quant::quant::{Effort, extract};
 use onnx_quant::tensor::{DType, Tensor, affine};
 
 fn ops(model: &Model) -> BTreeMap<String, usize> {
@@ -186,8 +186,13 @@ fn overrides_and_regions() {
 
 #[test]
 fn pruned_weights_stay_zero() {
-    for pattern in [Pattern::Share(0.5), Pattern::TwoInFour] {
-        let (done, inputs) = made_with("dense10", "ort-cpu", &Choices::default(), |c| c.prune = Some(pattern));
+    let patterns = [Pattern::Share(0.5), Pattern::TwoInFour];
+    for (pattern, by) in patterns.into_iter().flat_map(|p| [(p, By::Magnitude), (p, By::Gradient)]) {
+        let (done, inputs) = made_with("dense10", "ort-cpu", &Choices::default(), |c| {
+            c.prune = Some(Pruning { pattern, by });
+            // All that rounds weights: none may undo it.
+            c.effort = Effort::Best;
+        });
         let g = done.model.main();
         let (mut zeros, mut all) = (0, 0);
         for &v in g.initializers() {

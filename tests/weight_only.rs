@@ -8,12 +8,15 @@ use std::collections::BTreeMap;
 use common::models::{Builder, numbers, quantized_without_data};
 use common::npz::Array;
 use common::ort::{Level, onnx_check, ort_optimized, ort_run, ort_run_at};
+use onnx_quant::calibrate::dataset::{Dataset, Sample};
 use onnx_quant::diag::Sink;
+use onnx_quant::error::Result;
 use onnx_quant::interp::{CompileOptions, Program, RunOptions};
 use onnx_quant::ir::{Attr, Model, Node};
 use onnx_quant::onnx::{WriteOptions, write};
+use onnx_quant::quant::measure::worst_sqnr;
 use onnx_quant::quant::weight_only::{Algorithm, Options, Output};
-use onnx_quant::quant::{Mode, Quantized};
+use onnx_quant::quant::{Config, Data, Mode, Quantized, Quiet, quantize};
 use onnx_quant::tensor::{DType, Tensor};
 
 fn quantized(model: Model, options: Options) -> (Quantized, Sink) {
@@ -130,6 +133,86 @@ fn the_weight_that_few_bits_hurt_most_takes_eight() {
         assert_eq!(bits(100), [8, 8, 8, 8]);
         let options = Options { wide_percent: 25, output, ..Options::new(DType::I4) };
         check(&format!("mixed, {output:?}"), model, options, &input, &[("MatMulNBits", 4)]);
+    }
+}
+
+/// Samples of one input `x`, `[5, 64]`.
+struct Numbers(u64);
+
+impl Dataset for Numbers {
+    fn len(&self) -> usize {
+        6
+    }
+    fn sample(&self, i: usize) -> Result<Sample> {
+        let x = Tensor::new(&[5, 64], numbers(5 * 64, self.0 + i as u64)).unwrap();
+        Ok(Sample { inputs: vec![("x".to_owned(), x)], origin: format!("sample {i}") })
+    }
+}
+
+#[test]
+fn as_many_weights_take_eight_bits_as_the_floor_needs() {
+    let (mut b, x) = Builder::new(DType::F32, &[None, Some(64)]);
+    let mut y = x;
+    for _ in 0..6 {
+        let w = b.weight(&[64, 64]);
+        y = b.op(Node::new("MatMul"), &[y, w]);
+        y = b.op(Node::new("Tanh"), &[y]);
+    }
+    let model = b.done(y);
+    let run = |percent, is_least_wide, min_sqnr_db, algorithm| {
+        let options = Options { wide_percent: percent, is_least_wide, algorithm, ..Options::new(DType::I4) };
+        let config =
+            Config { mode: Mode::WeightOnly(options), min_sqnr_db, threads: 1, ..Config::new("ort-cpu").unwrap() };
+        let data = Data { calibration: &Numbers(50), holdout: &Numbers(90), is_shared: false, labels: None };
+        let done = quantize(model.clone(), &config, &data, &Quiet, &mut |_, _| {}, &mut Sink::default()).unwrap();
+        let bits: Vec<usize> = done.report.weights.iter().map(|w| w.job.scheme.bits()).collect();
+        (worst_sqnr(&done.report.outputs), done.report.is_floor_met, bits)
+    };
+    for algorithm in [Algorithm::Rtn, Algorithm::Gptq] {
+        // Six weights of one size: with each percentage one more takes 8 bits.
+        let each = [0, 17, 34, 50, 67, 84, 100].map(|percent| run(percent, false, 0.0, algorithm));
+        for (n, (db, _, bits)) in each.iter().enumerate() {
+            assert_eq!(bits.iter().filter(|b| **b == 8).count(), n, "{algorithm:?} {bits:?}");
+            assert!(n == 0 || *db > each[n - 1].0, "{algorithm:?}: {n} of 8 bits give {db:.2} dB");
+        }
+        for n in 1..=6 {
+            let floor = f64::midpoint(each[n - 1].0, each[n].0);
+            assert_eq!(run(100, true, floor, algorithm), (each[n].0, true, each[n].2.clone()), "{algorithm:?}, {n}");
+        }
+        assert_eq!(run(100, true, each[0].0 - 1.0, algorithm).2, [4; 6]);
+        // Out of reach: the best that the share allows, and the report says so.
+        assert_eq!(run(100, true, 200.0, algorithm), (each[6].0, false, each[6].2.clone()));
+        assert_eq!(run(50, true, 200.0, algorithm), (each[3].0, false, each[3].2.clone()));
+    }
+}
+
+#[test]
+fn zero_points_that_are_floats() {
+    let input = Tensor::new(&[5, 64], numbers(5 * 64, 5)).unwrap();
+    for dtype in [DType::U4, DType::U2] {
+        let (mut b, x) = Builder::new(DType::F32, &[None, Some(64)]);
+        // Far from zero, where whole zero points lose most.
+        let w = b.stored(Tensor::new(&[64, 64], numbers(64 * 64, 3).iter().map(|x| x + 4.0).collect()).unwrap());
+        let y = b.op(Node::new("MatMul"), &[x, w]);
+        let model = b.done(y);
+        let sqnr = |float_zeros| {
+            let options = Options { block: 16, output: Output::NBits, float_zeros, ..Options::new(dtype) };
+            check(&format!("{dtype}, {float_zeros}"), model.clone(), options, &input, &[("MatMulNBits", 1)]);
+            quantized(model.clone(), options).0.report.weights[0].job.sqnr_db().unwrap()
+        };
+        let (float, whole) = (sqnr(true), sqnr(false));
+        assert!(float > whole + 6.0, "{dtype}: {float:.1} dB and {whole:.1} dB");
+    }
+    let (mut b, x) = Builder::new(DType::F32, &[None, Some(64)]);
+    let w = b.weight(&[64, 64]);
+    let y = b.op(Node::new("MatMul"), &[x, w]);
+    let model = b.done(y);
+    for (dtype, output) in [(DType::I4, Output::NBits), (DType::U8, Output::NBits), (DType::U4, Output::Qdq)] {
+        let options = Options { float_zeros: true, output, ..Options::new(dtype) };
+        let config = Config { mode: Mode::WeightOnly(options), threads: 1, ..Config::new("ort-cpu").unwrap() };
+        let data = Data { calibration: &Numbers(50), holdout: &Numbers(90), is_shared: false, labels: None };
+        let done = quantize(model.clone(), &config, &data, &Quiet, &mut |_, _| {}, &mut Sink::default());
+        assert!(done.is_err_and(|e| e.to_string().contains("zero points can be floats")), "{dtype} {output:?}");
     }
 }
 

@@ -225,7 +225,7 @@ impl Histogram {
             };
             // Bin numbers are computed in 32-bit floats: beyond this they would not be exact.
             let is_exact = first.unsigned_abs().max(last.unsigned_abs()) < 1 << 22;
-            if last - first < MAX_BINS as i64 && is_exact {
+            if is_exact && last - first < MAX_BINS as i64 {
                 if self.counts.is_empty() {
                     (self.exponent, self.first) = (exponent, first);
                 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::dump::{self, Dump};
 use super::labels;
+use super::prune;
 use super::select::{self, Selection};
 use super::session::{Session, Usage, print_json, usage};
 use super::summary::Summary;
@@ -20,7 +21,7 @@ use crate::ir::Model;
 use crate::onnx::{External, WriteOptions};
 use crate::quant::algo::Improvement;
 use crate::quant::judge::drop_of;
-use crate::quant::prune::Pattern;
+use crate::quant::prune::By;
 use crate::quant::report::Report;
 use crate::quant::scheme::{Choices, Form, Scheme};
 use crate::quant::{self, Config, Effort, Mode, overrides};
@@ -72,6 +73,31 @@ pub(super) struct CalibArgs {
     /// Memory that the run may take, e.g. 800M or 2G: fewer samples run at a time, or an error says what is needed
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     max_memory: Option<u64>,
+}
+
+impl CalibArgs {
+    /// The inputs that are fed back, each with its output.
+    pub(super) fn carried(&self, model: &Model) -> Result<Vec<carry::Pair>> {
+        let mut pairs = Vec::new();
+        for text in &self.carry {
+            pairs.extend(carry::pairs(text, model).context("--carry")?);
+        }
+        Ok(pairs)
+    }
+}
+
+/// Samples whose inputs of these pairs hold what the float model gave for the sample before.
+pub(super) fn carry(
+    samples: &Arc<Samples>,
+    model: &Model,
+    pairs: &[carry::Pair],
+    session: &Session,
+) -> Result<Arc<dyn Dataset>> {
+    let all: Arc<dyn Dataset> = Arc::<Samples>::clone(samples);
+    if pairs.is_empty() {
+        return Ok(all);
+    }
+    Ok(Arc::new(carry::Carried::new(all, model, &input_specs(model)?, pairs, session.threads)?))
 }
 
 /// Samples, and how ranges are chosen from them.
@@ -336,20 +362,11 @@ struct TypeArgs {
     /// Graph inputs and outputs hold integers where they can; the summary gives their scales
     #[arg(long)]
     quantize_io: bool,
-    /// Make weights zero first, those of smallest magnitude: a share of each from 0 to 1, or 2:4
-    #[arg(long, value_name = "SHARE|2:4", value_parser = sparsity)]
-    sparsity: Option<Pattern>,
+    #[command(flatten)]
+    prune: prune::Args,
     /// Types, ranges or scales of single tensors: a JSON file in the form of ONNX Runtime's quantizer
     #[arg(long, value_name = "FILE.json")]
     tensor_quant_overrides: Option<PathBuf>,
-}
-
-fn sparsity(text: &str) -> std::result::Result<Pattern, String> {
-    match text.parse::<f64>() {
-        Ok(f) if (0.0..1.0).contains(&f) => Ok(Pattern::Share(f)),
-        _ if text == "2:4" => Ok(Pattern::TwoInFour),
-        _ => Err("expected a number from 0 to 1 (not included), or 2:4".into()),
-    }
 }
 
 /// ONNX's name of a type, or what other tools call it.
@@ -438,7 +455,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     let Some(input) = args.input else { return usage("no model was given") };
     let selection = Selection::new(&args.select)?;
     let mut dump = Dump::new(&args.dump)?;
-    let mode = args.weights.mode(args.scheme.types.weight_type)?;
+    let mode = args.weights.mode(args.scheme.types.weight_type, args.scheme.min_sqnr.is_some())?;
     let mut base = Config::new(&args.scheme.target)?;
     if args.scheme.prefer == Prefer::Size {
         base.target.cost = None;
@@ -447,7 +464,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     base.scheme = Scheme::new(&base.target, &args.scheme.types.choices(&mode, args.weights.form()))
         .map_err(|e| Usage(format!("{e:#}")))?;
     base.quantize_io = args.scheme.types.quantize_io;
-    base.prune = args.scheme.types.sparsity;
+    base.prune = args.scheme.types.prune.choice();
     if let Some(path) = &args.scheme.types.tensor_quant_overrides {
         let what = || format!("cannot read '{}'", path.display());
         let text = std::fs::read_to_string(path).with_context(what)?;
@@ -470,10 +487,10 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     if args.calib.data.calib.is_empty() && matches!(mode, Mode::WeightOnly(o) if o.algorithm.needs_data()) {
         return usage("this --algorithm needs data: give --calib DATA, or choose rtn or hqq, which need none");
     }
-    let mut pairs = Vec::new();
-    for text in &args.calib.carry {
-        pairs.extend(carry::pairs(text, &model).context("--carry")?);
+    if args.calib.data.calib.is_empty() && base.prune.is_some_and(|p| p.by == By::Gradient) {
+        return usage("--prune-by gradient needs samples: give --calib DATA");
     }
+    let pairs = args.calib.carried(&model)?;
     let cache = match &args.calib.calib_cache {
         Some(_) if mode != Mode::Static => return usage("--calib-cache is for static quantization only"),
         Some(path) => Some(super::calibrate::read_cache(path)?),
@@ -492,10 +509,7 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
         let paths = data_paths(args.calib.data.calib.clone(), &input, session)?;
         session.data_with(&paths, &model, shapes, args.calib.data.image.options(), &pairs)?
     });
-    let mut all: Arc<dyn Dataset> = Arc::<Samples>::clone(&samples);
-    if !pairs.is_empty() {
-        all = Arc::new(carry::Carried::new(all, &model, &input_specs(&model)?, &pairs, session.threads)?);
-    }
+    let all = carry(&samples, &model, &pairs, session)?;
     let split = split_samples(&all, args.calib.holdout, args.calib.data.calib_samples.get(), session)?;
     let labels = args.labels.read(&*all, &split)?;
     let without: BTreeSet<Improvement> = args.scheme.without.iter().copied().collect();
@@ -627,9 +641,9 @@ fn plan(
 ) -> Result<ExitCode> {
     check_selection(selection, &model, config)?;
     prepare(&mut model, config, &mut |stage, m| dump.see(stage, m), &mut session.sink)?;
-    let sample = split.calibration.sample(0)?;
-    let plan = quant::plan_only(&model, config, &sample.inputs)
-        .with_context(|| format!("running the float model on {}", sample.origin))?;
+    let bar = session.progress();
+    let plan = quant::plan_for(&model, config, &split.calibration, &bar, &mut session.sink)?;
+    drop(bar);
     session.flush();
     if dump.is_wanted() {
         dump.print()?;

@@ -90,9 +90,11 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     let selection = Selection::new(&args.select)?;
     let model = session.read(&args.model)?;
     let paths = quantize::data_paths(args.calib.data.calib.clone(), &args.model, session)?;
-    let samples = Arc::new(session.data(&paths, &model, &args.calib.data.input_shape)?);
+    let pairs = args.calib.carried(&model)?;
+    let (shapes, image) = (&args.calib.data.input_shape, args.calib.data.image.options());
+    let samples = Arc::new(session.data_with(&paths, &model, shapes, image, &pairs)?);
     let limit = args.calib.data.calib_samples.get();
-    let all: Arc<dyn crate::calibrate::dataset::Dataset> = Arc::clone(&samples) as _;
+    let all = quantize::carry(&samples, &model, &pairs, session)?;
     let data = crate::calibrate::dataset::split(&all, 0.0, Some(limit))?.calibration;
     session.flush();
     let base = Config::new(&args.target)?;

@@ -31,6 +31,10 @@ pub(super) struct Args {
     /// Percent of the products' weights that may take 8 bits, those that fewer hurt most, for `--mode weight-only`
     #[arg(long, value_name = "PCT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
     mixed_bits: u8,
+    /// Zero points that need not be whole numbers, for `--format matmulnbits` with uint4 or uint2: more accurate,
+    /// 4 bytes a block larger, and on CPUs ONNX Runtime widens such a weight on every run
+    #[arg(long)]
+    float_zero_points: bool,
     /// How the quantized model is written
     #[arg(long, visible_alias = "quant-format", value_name = "FORMAT", default_value = "qdq")]
     format: Format,
@@ -77,8 +81,9 @@ impl Args {
         if self.format == Format::Qoperator { Form::QOperator } else { Form::Qdq }
     }
 
-    /// The mode that was asked for, with this type of weights if one was given.
-    pub(super) fn mode(&self, weight_type: Option<DType>) -> Result<Mode> {
+    /// The mode that was asked for, with this type of weights if one was given. `has_floor` says whether accuracy was asked
+    /// for as well.
+    pub(super) fn mode(&self, weight_type: Option<DType>, has_floor: bool) -> Result<Mode> {
         if self.format == Format::Qoperator && self.mode != ModeName::Static {
             return usage("--format qoperator needs --mode static");
         }
@@ -87,6 +92,9 @@ impl Args {
         }
         if self.dynamic_lstm && self.mode != ModeName::Dynamic {
             return usage("--dynamic-lstm needs --mode dynamic");
+        }
+        if self.float_zero_points && self.mode != ModeName::WeightOnly {
+            return usage("--float-zero-points needs --mode weight-only");
         }
         if self.mixed_bits > 0 && self.mode != ModeName::WeightOnly {
             return usage("--mixed-bits needs --mode weight-only");
@@ -105,6 +113,9 @@ impl Args {
         if self.mixed_bits > 0 && dtype.bits() == 8 {
             return usage(format!("--mixed-bits with --weight-type {dtype}; expected int4, uint4, int2 or uint2"));
         }
+        if self.float_zero_points && (self.format != Format::Matmulnbits || !matches!(dtype, DType::U4 | DType::U2)) {
+            return usage("--float-zero-points needs --format matmulnbits and --weight-type uint4 or uint2");
+        }
         let base = Options::new(dtype);
         let block = self.block_size.unwrap_or(base.block);
         if !block.is_power_of_two() || !(16..=256).contains(&block) {
@@ -117,7 +128,16 @@ impl Args {
             AlgorithmName::Awq => Algorithm::Awq,
         };
         let output = if self.format == Format::Matmulnbits { Output::NBits } else { Output::Qdq };
-        Ok(Mode::WeightOnly(Options { dtype, block, algorithm, output, wide_percent: self.mixed_bits }))
+        Ok(Mode::WeightOnly(Options {
+            block,
+            algorithm,
+            output,
+            wide_percent: self.mixed_bits,
+            // A floor that was asked for says how many.
+            is_least_wide: has_floor,
+            float_zeros: self.float_zero_points,
+            ..base
+        }))
     }
 }
 
@@ -127,7 +147,9 @@ pub(super) fn scheme_text(mode: &Mode) -> Option<String> {
         Mode::Static => None,
         Mode::Dynamic(_) => Some("dynamic int8".into()),
         Mode::WeightOnly(o) => {
-            Some(format!("weight-only {} in blocks of {}, {:?}", o.dtype, o.block, o.algorithm).replace("Rtn", "RTN"))
+            let zeros = if o.float_zeros { " with float zero points" } else { "" };
+            let text = format!("weight-only {}{zeros} in blocks of {}, {:?}", o.dtype, o.block, o.algorithm);
+            Some(text.replace("Rtn", "RTN"))
         }
     }
 }

@@ -11,6 +11,10 @@ pub const CAST: &str = "Cast";
 /// Operators whose output holds elements of several inputs beside each other, or sums of them: what is small in one input is
 /// lost in the range of the largest.
 pub const JOINS: &[&str] = &["Add", "Concat", "Max", "Min", "Sub", "Sum", "Where"];
+/// Those of them that add.
+pub const ADDS: &[&str] = &["Add", "Sum"];
+/// The operator to which nothing matters but by how much its inputs lie below the largest.
+pub const SOFTMAX: &str = "Softmax";
 /// Operators that a model has only when it was quantized before.
 pub const QUANTIZED: &[&str] = &[
     QUANTIZE,

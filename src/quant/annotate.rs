@@ -14,6 +14,7 @@ use super::scheme::Form;
 use super::target::{BiasType, OutputNeed, Row, Target};
 use crate::error::Result;
 use crate::ir::{Attr, Def, Dim, Graph, GraphId, Model, NodeId, TensorRef, ValueId};
+use crate::ops::quant_rule::Slots;
 use crate::ops::{OpDef, OutputRange, QuantRule, WeightAxis, is_recurrent, lookup, quant_rule};
 use crate::tensor::DType;
 
@@ -47,6 +48,20 @@ pub fn constant(model: &Model, graph: GraphId, value: ValueId) -> Option<&Tensor
 #[must_use]
 pub fn rule(model: &Model, place: NodePlace) -> Option<QuantRule> {
     def(model, place).map(|d| d.quant)
+}
+
+/// The quantization rule of a node on a target. Where nothing may stay float, a product of two activations (`MatMul`)
+/// computes new values from both.
+#[must_use]
+pub fn rule_on(model: &Model, target: &Target, (id, n): NodePlace) -> Option<QuantRule> {
+    let g = model.graph(id);
+    let node = g.node(n);
+    let opset = model.opsets_in(id).iter().find(|(d, _)| *d == node.domain).map_or(1, |(_, v)| *v);
+    let rule = target.rule(node, opset, lookup(&node.domain, &node.op_type, opset)?.quant);
+    let QuantRule::Weighted { weight, axis: WeightAxis::Last, bias: None, .. } = rule else { return Some(rule) };
+    let is_computed = g.input(n, weight).is_some_and(|w| constant(model, id, w).is_none());
+    let both = QuantRule::Combine { data: Slots::All, output: OutputRange::Observed };
+    Some(if target.whole && is_computed { both } else { rule })
 }
 
 fn def(model: &Model, (id, n): NodePlace) -> Option<&'static OpDef> {
@@ -111,10 +126,9 @@ impl<'a> GraphPlanner<'a> {
     fn classify(&mut self, n: NodeId, target: &'a Target) -> Result<Class<'a>> {
         let node = self.g.node(n);
         let opset = self.model.opsets_in(self.id).iter().find(|(d, _)| *d == node.domain).map_or(1, |(_, v)| *v);
-        let Some(def) = lookup(&node.domain, &node.op_type, opset) else {
+        let Some(rule) = rule_on(self.model, target, (self.id, n)) else {
             return Ok(Class::Float("unknown-operator", format!("operator {} is not known", node.op_type)));
         };
-        let rule = target.rule(node, opset, def.quant);
         self.rule.insert(n, rule);
         let float = |code, why: String| Ok(Class::Float(code, why));
         if let QuantRule::Bound = rule {
@@ -544,7 +558,8 @@ impl<'a> GraphPlanner<'a> {
             return (sequence * batch) as u64 * (elements(w) + elements(r));
         }
         // Nodes that stay float by choice have their share of the work, too.
-        let known = self.rule.get(&n).copied().or_else(|| rule(self.model, (self.id, n)));
+        let own = self.rule.get(&n).copied().filter(|r| matches!(r, QuantRule::Weighted { .. }));
+        let known = own.or_else(|| rule(self.model, (self.id, n)));
         let Some(QuantRule::Weighted { weight, axis, .. }) = known else { return 0 };
         let (Some(w), Some(y)) = (self.g.input(n, weight), self.g.output(n, 0)) else { return 0 };
         let w_shape = shape(w);

@@ -6,7 +6,7 @@ use super::algo::Improvement;
 use super::algo::moments::Limits;
 use super::annotate::Excluded;
 use super::overrides::Overrides;
-use super::prune::Pattern;
+use super::prune::Pruning;
 use super::region::Region;
 use super::scheme::{Choices, Scheme};
 use super::target::Target;
@@ -71,7 +71,7 @@ pub struct Config {
     /// What the user says of single tensors.
     pub overrides: Overrides,
     /// Which weights become zero first.
-    pub prune: Option<Pattern>,
+    pub prune: Option<Pruning>,
     /// Whether graph inputs and outputs hold integers where they can.
     pub quantize_io: bool,
     /// Output SQNR in dB that the emitted model must reach on held-out samples, which were used for nothing else than to

@@ -8,6 +8,7 @@ use super::algo::blocks::{Method, Scheme};
 use super::config::Config;
 use super::lazy::{Form, Job, Origin};
 use super::plan::{Place, QuantPlan};
+use super::prune;
 use super::realize::dynamic::{Item, lstm, realize};
 use super::report::{Report, StoredWeight};
 use super::self_check::SelfCheck;
@@ -51,12 +52,17 @@ pub fn run(
     crate::infer::infer(&mut model, sink)?;
     observer("prepare", &model);
 
+    // What pruning costs is part of the error.
+    let float = model.clone();
+    if let Some(how) = config.prune {
+        prune::apply(&mut model, how, data.calibration, config.threads, &mut report)?;
+    }
     let items = plan(&model, options, config, &mut report)?;
     let mut emitted = model.clone();
     realize(&mut emitted, &items)?;
     passes::manager::run(&mut emitted, &passes::CLEANUP, &mut passes::Ctx::new(sink), &mut |_, _| {})?;
     self_check.verify(&emitted, config, sink)?;
-    measure(&model, &emitted, config, data, progress, &mut report)?;
+    measure(&float, &emitted, config, data, progress, &mut report)?;
     report.after = super::report::Side::of(&emitted);
     observer("quantize", &emitted);
     Ok(Quantized { model: emitted, prepared: model, plan: QuantPlan::default(), report })
@@ -125,7 +131,7 @@ fn product(model: &Model, id: GraphId, n: NodeId) -> Choice {
 
 fn per_channel(name: String, weight: TensorRef, n: usize, k: usize, is_kn: bool, form: Form) -> Arc<Job> {
     let origin = Origin::Compute { weight, is_kn, method: Method::Rtn, importance: None, factors: None };
-    Job::new(name, n, k, Scheme { dtype: DType::I8, block: k.max(1) }, form, origin)
+    Job::new(name, n, k, Scheme::new(DType::I8, k.max(1)), form, origin)
 }
 
 /// The job for a weight `[directions, 4*H, K]`.

@@ -19,7 +19,8 @@ use crate::tensor::{DType, Tensor};
 pub enum Form {
     /// For `DequantizeLinear` with blocks on axis 0: integers `[K, N]`, scales and zero points `[blocks, N]`.
     Columns,
-    /// For `MatMulNBits`: bytes `[N, blocks, bytes of a block]`, scales `[N, blocks]`, zero points packed by row.
+    /// For `MatMulNBits`: bytes `[N, blocks, bytes of a block]`, scales `[N, blocks]`, zero points packed by row, or floats
+    /// `[N, blocks]`.
     Packed,
     /// For `GatherBlockQuantized`: bytes `[N, bytes of K elements]`, scales `[N, blocks]`, zero points packed by row.
     Table,
@@ -126,6 +127,7 @@ impl Job {
             (Which::Scales, Form::Gates { directions: d }) => (DType::F32, vec![d, n / d]),
             (Which::Scales, _) => (DType::F32, vec![n, blocks]),
             (Which::Zeros, _) if self.scheme.is_symmetric() => return None,
+            (Which::Zeros, Form::Packed) if self.scheme.float_zeros => (DType::F32, vec![n, blocks]),
             (Which::Zeros, Form::Columns) => (self.scheme.dtype, vec![blocks, n]),
             (Which::Zeros, Form::Rows | Form::Channels | Form::Gates { .. }) => (self.scheme.dtype, vec![n, blocks]),
             (Which::Zeros, Form::Packed | Form::Table) => (DType::U8, vec![n, packed(blocks)]),
@@ -176,35 +178,40 @@ impl Job {
         let (bits, blocks) = (self.scheme.bits(), self.scheme.n_blocks(self.k));
         let shape = |w| self.header(w).map(|(_, s)| s).unwrap_or_default();
         let (integers, scales) = (shape(Which::Integers), shape(Which::Scales));
+        let zeros: Vec<u8> = b.zeros.iter().map(|&z| z as u8).collect();
         let (q, s, z) = match self.form {
             Form::Gates { directions } => {
                 let rows = b.n / directions.max(1);
                 let gates = b.codes.chunks((rows * b.k).max(1)).flat_map(|w| turned(w, rows, b.k));
-                let zeros = Tensor::new(&scales, b.zeros.clone())?;
+                let zeros = Tensor::new(&scales, zeros)?;
                 (Tensor::new(&integers, gates.collect())?, Tensor::new(&scales, b.scales.clone())?, zeros)
             }
             Form::Channels => {
-                let zeros = Tensor::new(&scales, b.zeros.clone())?;
+                let zeros = Tensor::new(&scales, zeros)?;
                 (Tensor::new(&integers, turned(&b.codes, b.n, b.k))?, Tensor::new(&scales, b.scales.clone())?, zeros)
             }
             Form::Columns => (
                 typed(&turned(&b.codes, b.n, b.k), &integers, self.scheme)?,
                 Tensor::new(&scales, turned(&b.scales, b.n, blocks))?,
-                typed(&turned(&b.zeros, b.n, blocks), &scales, self.scheme)?,
+                typed(&turned(&zeros, b.n, blocks), &scales, self.scheme)?,
             ),
             Form::Rows => (
                 typed(&b.codes, &integers, self.scheme)?,
                 Tensor::new(&scales, b.scales.clone())?,
-                typed(&b.zeros, &scales, self.scheme)?,
+                typed(&zeros, &scales, self.scheme)?,
             ),
             Form::Packed | Form::Table => {
                 // A block that the row cuts off is filled up.
                 let width = if self.form == Form::Packed { blocks * self.scheme.block } else { self.k };
-                let zeros = packed(&b.zeros, blocks, blocks, bits, 0);
+                let zeros = if self.scheme.float_zeros {
+                    Tensor::new(&scales, b.zeros.clone())?
+                } else {
+                    Tensor::new(&[self.n, (blocks * bits).div_ceil(8)], packed(&zeros, blocks, blocks, bits, 0))?
+                };
                 (
                     Tensor::new(&integers, packed(&b.codes, self.k, width, bits, self.scheme.middle()))?,
                     Tensor::new(&scales, b.scales.clone())?,
-                    Tensor::new(&[self.n, (blocks * bits).div_ceil(8)], zeros)?,
+                    zeros,
                 )
             }
         };
@@ -306,7 +313,7 @@ mod tests {
             importance: None,
             factors: None,
         };
-        Job::new("w".into(), 2, 3, Scheme { dtype, block }, form, origin)
+        Job::new("w".into(), 2, 3, Scheme::new(dtype, block), form, origin)
     }
 
     #[test]

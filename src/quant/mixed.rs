@@ -8,6 +8,7 @@
 use super::algo::block_gptq::output_noise;
 use super::algo::blocks::{Blocked, Weight};
 use super::algo::moments::Moments;
+use crate::error::Result;
 
 /// A weight that may take more bits.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -18,7 +19,8 @@ pub struct Candidate {
     pub loss: f64,
 }
 
-/// The candidates that take more bits, as positions in rising order, so that these hold at most `percent` of all elements.
+/// The candidates that take more bits, those that lose most for their size first, so that these hold at most `percent` of
+/// all elements.
 #[must_use]
 pub fn choose(candidates: &[Candidate], percent: u8) -> Vec<usize> {
     let total: usize = candidates.iter().map(|c| c.len).sum();
@@ -34,8 +36,25 @@ pub fn choose(candidates: &[Candidate], percent: u8) -> Vec<usize> {
         }
         fits
     });
-    order.sort_unstable();
     order
+}
+
+/// The fewest of `most` candidates in their order that hold a floor, by bisection: with more of them less is lost. All of
+/// them where that is not enough.
+///
+/// # Errors
+/// Those of `holds`.
+pub fn fewest(most: usize, holds: &mut dyn FnMut(usize) -> Result<bool>) -> Result<usize> {
+    let (mut low, mut high) = (0, most);
+    while low < high {
+        let middle = usize::midpoint(low, high);
+        if holds(middle)? {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    Ok(low)
 }
 
 /// What a quantized weight loses.
@@ -69,7 +88,7 @@ mod tests {
         assert_eq!(choose(&even, 50), [1, 3]);
         assert_eq!(choose(&even, 24), [] as [usize; 0]);
         assert_eq!(choose(&even, 0), [] as [usize; 0]);
-        assert_eq!(choose(&even, 100), [0, 1, 2, 3]);
+        assert_eq!(choose(&even, 100), [1, 3, 2, 0]);
         // Two small ones save more than the large one that loses most; the large one does not fit any more.
         let sizes = candidates(&[(800, 0.3), (100, 0.2), (100, 0.2)]);
         assert_eq!(choose(&sizes, 80), [1, 2]);
@@ -77,9 +96,23 @@ mod tests {
     }
 
     #[test]
+    fn no_more_than_the_floor_needs() {
+        for (most, needed) in [(0, 0), (1, 0), (1, 1), (5, 0), (5, 3), (5, 5), (5, 9)] {
+            let mut tried = 0;
+            let found = fewest(most, &mut |n| {
+                tried += 1;
+                Ok(n >= needed)
+            });
+            assert_eq!(found.unwrap(), needed.min(most), "{needed} of {most}");
+            assert!(tried <= 3);
+        }
+        assert!(fewest(2, &mut |_| crate::error::bail!("does not run")).is_err());
+    }
+
+    #[test]
     fn data_decides_what_an_error_costs() {
         let (n, k) = (8, 32);
-        let scheme = Scheme { dtype: DType::I4, block: 32 };
+        let scheme = Scheme::new(DType::I4, 32);
         // Whole numbers up to 7 are met exactly; the last channel alone is off.
         let mut data: Vec<f32> = (0..n * k).map(|i| (i * 5 % 15) as f32 - 7.0).collect();
         data.iter_mut().skip(k - 1).step_by(k).for_each(|x| *x = 0.4);

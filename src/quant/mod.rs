@@ -14,6 +14,7 @@ pub mod importance;
 pub mod judge;
 pub mod labels;
 pub mod lazy;
+pub mod masks;
 pub mod measure;
 pub mod memory;
 pub mod mixed;
@@ -52,7 +53,7 @@ pub use config::{Config, Effort, Mode, refuse_unsuitable};
 pub use plan::QuantPlan;
 pub use progress::{Progress, Quiet};
 pub use report::Report;
-pub use search::plan_only;
+pub use search::{plan_for, plan_only};
 
 /// Samples for one run.
 pub struct Data<'a> {
@@ -111,11 +112,9 @@ pub fn quantize(
     report_unknown(&model, sink);
     let program = solve::compile(&model)?;
     let judging = labels::Judging::of(&program, data, config.threads)?;
-    if let Some(pattern) = config.prune {
+    if let Some(how) = config.prune {
         // After the reference was compiled: what pruning costs is part of the error.
-        let done = prune::prune(&mut model, pattern)?;
-        let (zeros, all) = (done.zeros, done.elements);
-        report.notes.push(format!("{zeros} of {all} weights are zero in {} tensors (--sparsity)", done.n_weights));
+        prune::apply(&mut model, how, data.calibration, config.threads, &mut report)?;
     }
     let search::Choice { prepared, plan, mut emitted, errors } =
         search::choose((model, &program), config, &excluded, data, progress, sink, &mut report)?;

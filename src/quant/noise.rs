@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use rayon::prelude::*;
 
-use super::annotate::constant;
+use super::annotate::{constant, rule_on};
 use super::measure::sqnr;
 use super::params::{QParams, Range};
 use super::plan::{Decision, NodePlace, QuantPlan, Readers};
@@ -32,7 +32,7 @@ use crate::error::{Context, Result, ensure};
 use crate::interp::reverse::{Gradient, Recorder, Recording};
 use crate::ir::{GraphId, Model, NodeId, ValueId};
 use crate::kernels::simd::{self, Kernel};
-use crate::ops::{QuantRule, lookup};
+use crate::ops::QuantRule;
 use crate::tensor::{DType, Tensor, affine};
 
 /// How much work goes into a noise model.
@@ -379,7 +379,7 @@ fn blend(apart: f64, together: f64, n: f64) -> f64 {
 }
 
 /// `n` random signs times `scale`, from a seed.
-fn signs(seed: u64, n: usize, scale: f32) -> Vec<f32> {
+pub(super) fn signs(seed: u64, n: usize, scale: f32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
     let mut bits = 0u64;
     (0..n)
@@ -402,13 +402,8 @@ fn mean_square(v: &[f32]) -> f64 {
 
 /// How the target quantizes each node of the main graph.
 fn rules(solver: &Solver<'_>) -> BTreeMap<NodeId, QuantRule> {
-    let (model, g) = (solver.model, solver.model.main());
-    let of = |n: NodeId| {
-        let node = g.node(n);
-        let opset = model.opset(&node.domain).unwrap_or(1);
-        let fact = lookup(&node.domain, &node.op_type, opset)?.quant;
-        Some((n, solver.config.target.rule(node, opset, fact)))
-    };
+    let g = solver.model.main();
+    let of = |n: NodeId| Some((n, rule_on(solver.model, &solver.config.target, (GraphId::MAIN, n))?));
     g.nodes().filter_map(of).collect()
 }
 
@@ -475,7 +470,9 @@ impl Errors {
                         }
                     }
                     None => {
-                        let range = x.iter().fold(Range { min: 0.0, max: 0.0 }, |r, &x| r.union(Range::new(x, x)));
+                        let whole = || x.iter().fold(Range { min: 0.0, max: 0.0 }, |r, &x| r.union(Range::new(x, x)));
+                        let said = v.and_then(|v| base.operands.get(&(GraphId::MAIN, v)).copied());
+                        let range = said.unwrap_or_else(whole);
                         let p = QParams::covering(range, dtype, symmetric)?;
                         (x.iter().map(|&x| p.fake(x) - x).collect(), f64::from(p.scale))
                     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::params::{QParams, WeightParams};
+use super::params::{QParams, Range, WeightParams};
 use crate::ir::{GraphId, Model, NodeId, ValueId};
 use crate::ops::QuantRule;
 use crate::tensor::Tensor;
@@ -95,6 +95,8 @@ pub struct QuantPlan {
     pub tensors: BTreeMap<Place, TensorPlan>,
     /// Every node of every graph, in the order of execution.
     pub nodes: Vec<NodePlan>,
+    /// Ranges of stored operands, where that is not what they hold ([`super::masks`]).
+    pub operands: BTreeMap<Place, Range>,
 }
 
 impl QuantPlan {

@@ -702,6 +702,34 @@ fn rank(
     Ok(ranked)
 }
 
+/// The plan before its accuracy is looked at, with what ranges show to be hopeless in float as [`choose`] has it. Ranges
+/// are those of the cache, if there is one, and then one sample is enough.
+///
+/// # Errors
+/// The model does not run on a sample.
+pub fn plan_for(
+    model: &Model,
+    config: &Config,
+    data: &dyn Dataset,
+    progress: &dyn Progress,
+    sink: &mut Sink,
+) -> Result<QuantPlan> {
+    let (fit, _) = split(data);
+    let first = fit.sample(0)?;
+    let options = RunOptions { threads: config.threads, ..RunOptions::default() };
+    let facts = Facts::of(model, &first.inputs, options, true)
+        .with_context(|| format!("running the float model on {}", first.origin))?;
+    let excluded = config.excluded(model)?;
+    let observed = match &config.cache {
+        Some(cache) => solve::cached(model, config, &facts, &excluded, cache, sink)?,
+        None => solve::observe(model, config, &facts, &excluded, &Pass::ranges(&fit), progress, sink)?.0,
+    };
+    let excluded = traps::exclude(model, config, &facts, &observed, &excluded)?;
+    let noise = Noise::default();
+    let excluded = Partition { model, config, facts: &facts, noise: &noise }.for_speed(&excluded)?;
+    annotate(model, config, &facts, &excluded)
+}
+
 /// The plan alone, without calibration: what would be quantized and why not. Needs one sample for shapes.
 ///
 /// # Errors

@@ -41,6 +41,7 @@ use super::noise::{NoiseModel, NoiseOptions};
 use super::plan::{Decision, NodePlace, QuantPlan};
 use super::progress::Progress;
 use super::solve::{self, Observed, Solver, compile};
+use super::traps;
 use crate::calibrate::dataset::Dataset;
 use crate::diag::Sink;
 use crate::error::{Context, Result};
@@ -88,6 +89,7 @@ impl<'a> Study<'a> {
             .with_context(|| format!("running the float model on {}", first.origin))?;
         let pass = solve::Pass::ranges(data);
         let (observed, _) = solve::observe(&model, config, &facts, &excluded, &pass, progress, sink)?;
+        let excluded = traps::exclude(&model, config, &facts, &observed, &excluded)?;
         let plan = Solver { model: &model, config, facts: &facts, observed: &observed }.plan(&excluded)?;
         Ok(Study { model, plan, config, facts, observed, excluded })
     }

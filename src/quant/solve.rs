@@ -11,6 +11,7 @@ use super::annotate::{Excluded, annotate, constant, observable};
 use super::config::Config;
 use super::facts::Facts;
 use super::importance::importance;
+use super::masks;
 use super::measure::spread;
 use super::overrides::Override;
 use super::params::{QParams, Range, WeightParams};
@@ -304,6 +305,13 @@ impl Solver<'_> {
 
     fn activations(&self, plan: &mut QuantPlan) -> Result<()> {
         let (dtype, symmetric) = (self.config.scheme.activation, self.config.scheme.symmetric_activations);
+        // Where masks stay float, their range is nobody's.
+        let clipped = if dtype.bits() > 8 || self.config.target.whole {
+            masks::clipped(self.model, self.observed, plan)
+        } else {
+            masks::Clipped::default()
+        };
+        plan.operands = clipped.constants;
         let mut groups: BTreeMap<Place, (Option<Range>, Option<Range>)> = BTreeMap::new();
         for (place, t) in &plan.tensors {
             let (observed, fixed) = groups.entry(t.group).or_default();
@@ -343,6 +351,7 @@ impl Solver<'_> {
                 t.params = Some(p);
                 continue;
             }
+            let observed = clipped.groups.get(&t.group).copied().or(observed);
             t.params = Some(match (fixed, observed) {
                 (Some(r), _) => QParams::fixed(r, dtype, symmetric)?,
                 (None, Some(r)) => QParams::covering(r, dtype, symmetric)?,

@@ -18,7 +18,7 @@ use crate::ops::{OutputRange, QuantRule};
 use crate::tensor::DType;
 
 /// Magnitude from which on a number that is added or chosen is taken for a mask; -10000 is what BERT adds.
-const MASK: f64 = 9e3;
+pub(super) const MASK: f64 = 9e3;
 /// How much smaller what is masked is at least: of a sum that 8 bits cover it would keep nothing.
 const MASKED: f64 = 1e3;
 /// Whole numbers that 8 bits hold exactly.
@@ -31,9 +31,9 @@ const CHANNELS_APART: f32 = 100.0;
 const WORSE_DB: f64 = 10.0;
 
 /// A model with what is known of its values.
-struct Seen<'a> {
-    model: &'a Model,
-    observed: &'a Observed,
+pub(super) struct Seen<'a> {
+    pub(super) model: &'a Model,
+    pub(super) observed: &'a Observed,
 }
 
 impl Seen<'_> {
@@ -56,7 +56,7 @@ impl Seen<'_> {
     }
 
     /// The values that a node joins or adds; none for other nodes.
-    fn joined(&self, (id, n): NodePlace) -> Vec<ValueId> {
+    pub(super) fn joined(&self, (id, n): NodePlace) -> Vec<ValueId> {
         let g = self.model.graph(id);
         let node = g.node(n);
         if !JOINS.contains(&node.op_type.as_str()) {
@@ -71,7 +71,7 @@ impl Seen<'_> {
     }
 
     /// The magnitude of the mask that a node puts over something.
-    fn mask(&self, place: NodePlace) -> Option<f64> {
+    pub(super) fn mask(&self, place: NodePlace) -> Option<f64> {
         let sizes: Vec<f64> =
             self.joined(place).into_iter().filter_map(|v| self.magnitude((place.0, v))).filter(|m| *m > 0.0).collect();
         let (least, most) = sizes.iter().fold((f64::INFINITY, 0.0), |(l, m), &x| (x.min(l), x.max(m)));
@@ -119,7 +119,8 @@ pub fn exclude(
     let integer: BTreeSet<NodePlace> =
         plan.nodes.iter().filter(|n| n.decision == Decision::Integer).map(|n| n.place).collect();
     let mut out = excluded.clone();
-    // A target that takes whole models only does not run what stays float at all: there the range has to do.
+    // A target that takes whole models only does not run what stays float at all: there masks are clipped
+    // ([`super::masks`]), and the range of whole numbers has to do.
     if config.scheme.activation.bits() > 8 || config.target.whole {
         return Ok(out);
     }
@@ -278,7 +279,10 @@ impl Look<'_> {
         let n_integer = masks.iter().filter(|n| n.decision == Decision::Integer).count();
         let size = masks.iter().filter_map(|n| self.seen.mask(n.place)).fold(0.0, f64::max);
         (!masks.is_empty()).then(|| {
-            let what = if n_integer == 0 { "stays float".to_owned() } else { format!("{n_integer} in integers") };
+            let what = match n_integer {
+                0 => "stays float".to_owned(),
+                n => format!("{n} in integers, clipped where Softmax alone reads them"),
+            };
             format!("{} masks with {size:.1e}: {what}", self.named(&masks))
         })
     }

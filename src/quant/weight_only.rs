@@ -16,7 +16,8 @@ use super::config::Config;
 use super::lazy::{Form, Job, Origin};
 use super::measure::{Reference, worst_sqnr};
 use super::mixed::{self, Candidate};
-use super::plan::{Decision, NodePlace, NodePlan, Place, QuantPlan};
+use super::plan::{NodePlace, Place, QuantPlan};
+use super::prune;
 use super::realize::weight_only::{Item, Matrix, Use, gathers_rows, gemm_obstacle, matrix, realize};
 use super::report::{Kept, Report, StoredWeight};
 use super::self_check::SelfCheck;
@@ -76,6 +77,10 @@ pub struct Options {
     pub output: Output,
     /// Percent of the products' elements that may take 8 bits, where fewer hurt most ([`super::mixed`]).
     pub wide_percent: u8,
+    /// Whether only as many of them take 8 bits as the floor of the configuration needs on held-out samples.
+    pub is_least_wide: bool,
+    /// Whether the zero points of products of uint4 and uint2 are floats, which `MatMulNBits` alone has.
+    pub float_zeros: bool,
 }
 
 impl Options {
@@ -83,7 +88,15 @@ impl Options {
     #[must_use]
     pub fn new(dtype: DType) -> Self {
         let block = if dtype.bits() == 8 { 128 } else { 32 };
-        Options { dtype, block, algorithm: Algorithm::Rtn, output: Output::Qdq, wide_percent: 0 }
+        Options {
+            dtype,
+            block,
+            algorithm: Algorithm::Rtn,
+            output: Output::Qdq,
+            wide_percent: 0,
+            is_least_wide: false,
+            float_zeros: false,
+        }
     }
 
     fn check(&self) -> Result<()> {
@@ -104,6 +117,10 @@ impl Options {
             "weights of {} have 8 bits already, so none can take more",
             self.dtype
         );
+        ensure!(
+            !self.float_zeros || self.output == Output::NBits && matches!(self.dtype, U4 | U2),
+            "zero points can be floats in MatMulNBits with weights of uint4 or uint2 only"
+        );
         Ok(())
     }
 
@@ -115,13 +132,14 @@ impl Options {
             DType::U2 if self.output == Output::Qdq && !n.is_multiple_of(4) => DType::U4,
             other => other,
         };
-        Scheme { dtype, block: self.block }
+        Scheme { float_zeros: self.float_zeros, ..Scheme::new(dtype, self.block) }
     }
 
     /// How the weights are stored that lose too much otherwise.
     fn wide(&self) -> Scheme {
         let is_signed = matches!(self.dtype, DType::I8 | DType::I4 | DType::I2);
-        Scheme { dtype: if is_signed { DType::I8 } else { DType::U8 }, block: self.block }
+        // With 8 bits ONNX Runtime (1.32) refuses zero points that are floats.
+        Scheme::new(if is_signed { DType::I8 } else { DType::U8 }, self.block)
     }
 
     /// The opset that the form needs.
@@ -141,7 +159,7 @@ impl Options {
     /// How a table is stored: 2 bits are too few for what is looked up, and no operator of ONNX gathers 4.
     fn table(&self, width: usize) -> (Scheme, Form) {
         if self.output == Output::Qdq {
-            return (Scheme { dtype: DType::I8, block: width.max(1) }, Form::Rows);
+            return (Scheme::new(DType::I8, width.max(1)), Form::Rows);
         }
         let dtype = match (self.dtype, width % 2) {
             (DType::I8 | DType::U8, _) => self.dtype,
@@ -149,7 +167,7 @@ impl Options {
             (DType::U4 | DType::U2, _) => DType::U4,
             _ => DType::I4,
         };
-        (Scheme { dtype, block: self.block }, Form::Table)
+        (Scheme::new(dtype, self.block), Form::Table)
     }
 }
 
@@ -189,6 +207,11 @@ pub fn run(
     crate::infer::infer(&mut model, sink)?;
     observer("prepare", &model);
 
+    // What pruning costs is part of the error.
+    let float = model.clone();
+    if let Some(how) = config.prune {
+        prune::apply(&mut model, how, data.calibration, config.threads, &mut report)?;
+    }
     let chosen = choices(&model, config, options)?;
     ensure!(
         !data.calibration.is_empty() || !options.algorithm.needs_data(),
@@ -202,14 +225,13 @@ pub fn run(
     } else {
         None
     };
-    let wide = wide(&model, &chosen, options, second.as_ref(), &mut report)?;
-    let second = second.filter(|_| options.algorithm.needs_data());
-    let items = plan(&model, chosen, options, second.as_ref(), &wide, &mut report, sink)?;
-    let mut emitted = model.clone();
-    realize(&mut emitted, &items)?;
-    passes::manager::run(&mut emitted, &passes::CLEANUP, &mut passes::Ctx::new(sink), &mut |_, _| {})?;
+    let work = Work::new((&float, &model), &chosen, options, second.as_ref())?;
+    let mut jobs = Jobs::new();
+    let wide = work.wide(config, data, &mut jobs, &mut report)?;
+    let items = work.plan(&wide, &mut jobs, &mut report, sink)?;
+    let emitted = work.emit(&items, sink)?;
     self_check.verify(&emitted, config, sink)?;
-    measure(&model, &emitted, config, data, progress, &mut report)?;
+    measure(&float, &emitted, config, data, progress, &mut report)?;
     report.after = super::report::Side::of(&emitted);
     observer("quantize", &emitted);
     Ok(Quantized { model: emitted, prepared: model, plan: QuantPlan::default(), report })
@@ -269,13 +291,8 @@ struct Second {
 
 impl Second {
     fn gather(model: &Model, chosen: &[(NodePlace, Choice)], data: &Data<'_>, threads: usize) -> Result<Self> {
-        let products = chosen.iter().filter(|(_, c)| matches!(c, Choice::Product(..)));
-        // Only places and decisions are looked at.
-        let rule = QuantRule::Keep { why: "its weight alone is quantized" };
-        let integer =
-            |place| NodePlan { place, decision: Decision::Integer, rule, data: Vec::new(), weight: None, macs: 0 };
-        let plan = QuantPlan { nodes: products.map(|(p, _)| integer(*p)).collect(), ..QuantPlan::default() };
-        let needs = moments::needs(model, &plan, model);
+        let products = chosen.iter().filter(|(_, c)| matches!(c, Choice::Product(..))).map(|(p, _)| *p);
+        let needs = moments::needs_of(model, products, model);
         let limits = Limits { samples: MAX_SAMPLES, ..Limits::default() };
         let gathered = moments::gather(model, &needs, data.calibration, limits, threads)?;
         Ok(Second { gathered, threads })
@@ -319,7 +336,7 @@ impl Second {
             }
             let Some(m) = members.first().zip(weights.first()).and_then(|(f, w)| self.of(f.0, w.k)) else { continue };
             // For the narrow type, also where some of them take 8 bits: readers of one tensor share its factors.
-            let scheme = Scheme { dtype: options.dtype, block: options.block };
+            let scheme = Scheme { float_zeros: options.float_zeros, ..Scheme::new(options.dtype, options.block) };
             if let Some(f) = awq::factors(&weights, scheme, m, self.threads)? {
                 found.insert(source, Arc::new(f));
             }
@@ -334,130 +351,203 @@ fn sides(m: &Matrix, is_kn: bool) -> (usize, usize) {
     if is_kn { (columns, rows) } else { (rows, columns) }
 }
 
-/// The matrices of products that take 8 bits because fewer hurt most, with their layout.
-fn wide(
-    model: &Model,
-    chosen: &[(NodePlace, Choice)],
+/// A product's weight with its layout.
+type Stored = (Place, bool);
+
+/// Where the weights of some nodes come from, with everything that is chosen once.
+struct Work<'a> {
+    /// Before it was pruned.
+    float: &'a Model,
+    model: &'a Model,
+    chosen: &'a [(NodePlace, Choice)],
     options: Options,
-    second: Option<&Second>,
-    report: &mut Report,
-) -> Result<BTreeSet<(Place, bool)>> {
-    if options.wide_percent == 0 {
-        return Ok(BTreeSet::new());
-    }
-    let mut found: Vec<((Place, bool), Candidate)> = Vec::new();
-    for (place, choice) in chosen {
-        let Choice::Product(m, is_kn) = choice else { continue };
-        let key = (m.root, *is_kn);
-        let (n, k) = sides(m, *is_kn);
-        let moments = second.and_then(|s| s.of(*place, k));
-        let known = found.iter().position(|(other, _)| *other == key);
-        if known.is_some() && moments.is_none() {
-            continue;
-        }
-        let tensor = m.tensor.read()?;
-        let weight = Weight { data: tensor.slice()?, n, k, is_kn: *is_kn };
-        let energy = moments.filter(|_| options.algorithm.needs_data()).map(importance);
-        let b = quantize(&weight, options.narrow(n), options.algorithm.method(), energy.as_deref())?;
-        let loss = mixed::loss(&weight, &b, moments, second.map_or(1, |s| s.threads));
-        match known {
-            // A weight that several products read hurts each of them.
-            Some(i) => found[i].1.loss += loss,
-            None => found.push((key, Candidate { len: n * k, loss })),
-        }
-    }
-    let candidates: Vec<Candidate> = found.iter().map(|(_, c)| *c).collect();
-    let picked = mixed::choose(&candidates, options.wide_percent);
-    let len = |c: &[Candidate]| c.iter().map(|c| c.len).sum::<usize>();
-    let share = picked.iter().map(|&i| candidates[i].len).sum::<usize>() as f64 / len(&candidates).max(1) as f64;
-    let name = |i: &usize| model.graph(found[*i].0.0.0).value(found[*i].0.0.1).name.as_str();
-    let mut names: Vec<&str> = picked.iter().take(4).map(name).collect();
-    if picked.len() > names.len() {
-        names.push("...");
-    }
-    report.notes.push(format!(
-        "mixed bits: {} of {} weights take 8 bits, {:.1} % of their elements{}{}",
-        picked.len(),
-        found.len(),
-        100.0 * share,
-        if names.is_empty() { "" } else { ": " },
-        names.join(", ")
-    ));
-    Ok(picked.iter().map(|&i| found[i].0).collect())
+    second: Option<&'a Second>,
+    tied: Vec<Place>,
+    /// AWQ's factors, by input.
+    scaled: BTreeMap<usize, Arc<Vec<f32>>>,
 }
 
-/// Chooses what is stored how, and says what stays float.
-fn plan(
-    model: &Model,
-    chosen: Vec<(NodePlace, Choice)>,
-    options: Options,
-    second: Option<&Second>,
-    wide: &BTreeSet<(Place, bool)>,
-    report: &mut Report,
-    sink: &mut Sink,
-) -> Result<Vec<Item>> {
-    let tied = tied(&chosen, options);
-    let scaled = match second.filter(|_| options.algorithm == Algorithm::Awq) {
-        Some(s) => s.awq(&chosen, options)?,
-        None => BTreeMap::new(),
-    };
-    let mut jobs: BTreeMap<(Place, bool, Kind, Option<usize>), Arc<Job>> = BTreeMap::new();
-    let mut items = Vec::new();
-    for (place, choice) in chosen {
-        let node = model.graph(place.0).node(place.1);
-        let (m, is_kn, usage) = match choice {
-            Choice::Product(m, is_kn) => (m, is_kn, Use::Product),
-            Choice::Lookup(m) => (m, false, Use::Lookup),
-            Choice::Float(why) => {
-                keep(report, node, why);
+/// The jobs of weights, with their number of bits: a weight that is planned again is not quantized again.
+type Jobs = BTreeMap<(Place, bool, Kind, Option<usize>, usize), Arc<Job>>;
+
+impl<'a> Work<'a> {
+    fn new(
+        (float, model): (&'a Model, &'a Model),
+        chosen: &'a [(NodePlace, Choice)],
+        options: Options,
+        second: Option<&'a Second>,
+    ) -> Result<Self> {
+        let scaled = match second.filter(|_| options.algorithm == Algorithm::Awq) {
+            Some(s) => s.awq(chosen, options)?,
+            None => BTreeMap::new(),
+        };
+        Ok(Work { float, model, chosen, options, second, tied: tied(chosen, options), scaled })
+    }
+
+    /// What the data says, where the algorithm looks at it.
+    fn data(&self) -> Option<&'a Second> {
+        self.second.filter(|_| self.options.algorithm.needs_data())
+    }
+
+    /// The weights of products, and what each loses with few bits.
+    fn candidates(&self) -> Result<Vec<(Stored, Candidate)>> {
+        let mut found: Vec<(Stored, Candidate)> = Vec::new();
+        for (place, choice) in self.chosen {
+            let Choice::Product(m, is_kn) = choice else { continue };
+            let key = (m.root, *is_kn);
+            let (n, k) = sides(m, *is_kn);
+            let moments = self.second.and_then(|s| s.of(*place, k));
+            let known = found.iter().position(|(other, _)| *other == key);
+            if known.is_some() && moments.is_none() {
                 continue;
             }
-        };
-        let (n, k) = sides(&m, is_kn);
-        let is_tied = tied.contains(&m.root) && !is_kn;
-        let (scheme, form) = match usage {
-            Use::Lookup if !is_tied => options.table(k),
-            _ if wide.contains(&(m.root, is_kn)) => (options.wide(), options.product()),
-            _ => (options.narrow(n), options.product()),
-        };
-        // What depends on the data differs from node to node even where the weight is the same; a tied table's cannot.
-        let source = second.filter(|_| usage == Use::Product && !is_tied).and_then(|s| s.gathered.source(place));
-        let kind = if usage == Use::Product || is_tied { Kind::Product } else { Kind::Table };
-        let factors = source.and_then(|s| scaled.get(&s)).cloned();
-        let key = (m.root, is_kn, kind, source);
-        let is_new = !jobs.contains_key(&key);
-        if is_new {
-            let done = match second.filter(|_| options.algorithm == Algorithm::Gptq && source.is_some()) {
-                Some(s) => s.gptq(place, &m.tensor, (n, k, is_kn), scheme)?,
-                None => None,
-            };
-            let origin = done.map_or_else(
-                || Origin::Compute {
-                    weight: m.tensor.clone(),
-                    is_kn,
-                    method: options.algorithm.method(),
-                    importance: factors.as_ref().zip(second).and_then(|(f, s)| {
-                        let energy = importance(s.of(place, k)?);
-                        Some(energy.iter().zip(f.iter()).map(|(e, f)| e / (f * f)).collect())
-                    }),
-                    factors: factors.as_ref().map(|f| f.to_vec()),
-                },
-                Origin::Done,
-            );
-            let name = model.graph(m.root.0).value(m.root.1).name.clone();
-            jobs.insert(key, Job::new(name, n, k, scheme, form, origin));
+            let tensor = m.tensor.read()?;
+            let weight = Weight { data: tensor.slice()?, n, k, is_kn: *is_kn };
+            let energy = moments.filter(|_| self.options.algorithm.needs_data()).map(importance);
+            let b = quantize(&weight, self.options.narrow(n), self.options.algorithm.method(), energy.as_deref())?;
+            let loss = mixed::loss(&weight, &b, moments, self.second.map_or(1, |s| s.threads));
+            match known {
+                // A weight that several products read hurts each of them.
+                Some(i) => found[i].1.loss += loss,
+                None => found.push((key, Candidate { len: n * k, loss })),
+            }
         }
-        let Some(job) = jobs.get(&key) else { continue };
-        report.weights.push(StoredWeight::of(node, job, m.tensor.len(), !is_new && form != Form::Columns));
-        let factors = factors.map(|f| Arc::new(f.iter().map(|x| 1.0 / x).collect()));
-        items.push(Item { place, usage, job: Arc::clone(job), factors });
+        Ok(found)
     }
-    notes(model, &items, options, sink);
-    if options.algorithm == Algorithm::Awq {
-        let n = items.iter().filter(|i| i.factors.is_some()).count();
-        report.notes.push(format!("AWQ: the data of {n} products is scaled first"));
+
+    /// The weights that take 8 bits: all that may, those that few bits hurt most, or only as many of these as the floor
+    /// needs on held-out samples.
+    fn wide(&self, config: &Config, data: &Data<'_>, jobs: &mut Jobs, report: &mut Report) -> Result<BTreeSet<Stored>> {
+        if self.options.wide_percent == 0 {
+            return Ok(BTreeSet::new());
+        }
+        let found = self.candidates()?;
+        let candidates: Vec<Candidate> = found.iter().map(|(_, c)| *c).collect();
+        let mut picked = mixed::choose(&candidates, self.options.wide_percent);
+        let first = |n: usize, picked: &[usize]| picked[..n].iter().map(|&i| found[i].0).collect::<BTreeSet<Stored>>();
+        let is_least = self.options.is_least_wide && !data.holdout.is_empty();
+        if is_least {
+            let float = solve::compile(self.float)?;
+            let reference = Reference::new(&float, data.holdout, super::MAX_HOLDOUT, config.threads)?;
+            let mut holds = |n: usize| -> Result<bool> {
+                let items = self.plan(&first(n, &picked), jobs, &mut Report::default(), &mut Sink::default())?;
+                let emitted = self.emit(&items, &mut Sink::default())?;
+                let errors = reference.compare(&solve::compile(&emitted)?, usize::MAX, config.threads)?;
+                Ok(worst_sqnr(&errors) >= config.min_sqnr_db)
+            };
+            picked.truncate(mixed::fewest(picked.len(), &mut holds)?);
+        }
+        let len = |c: &[Candidate]| c.iter().map(|c| c.len).sum::<usize>();
+        let share = picked.iter().map(|&i| candidates[i].len).sum::<usize>() as f64 / len(&candidates).max(1) as f64;
+        let name = |i: &usize| self.model.graph(found[*i].0.0.0).value(found[*i].0.0.1).name.as_str();
+        let mut names: Vec<&str> = picked.iter().take(4).map(name).collect();
+        if picked.len() > names.len() {
+            names.push("...");
+        }
+        report.notes.push(format!(
+            "mixed bits: {} of {} weights take 8 bits, {:.1} % of their elements{}{}",
+            picked.len(),
+            found.len(),
+            100.0 * share,
+            if names.is_empty() { "" } else { ": " },
+            names.join(", ")
+        ));
+        Ok(first(picked.len(), &picked))
     }
-    Ok(items)
+
+    /// The model in which these are stored.
+    fn emit(&self, items: &[Item], sink: &mut Sink) -> Result<Model> {
+        let mut emitted = self.model.clone();
+        realize(&mut emitted, items)?;
+        passes::manager::run(&mut emitted, &passes::CLEANUP, &mut passes::Ctx::new(sink), &mut |_, _| {})?;
+        Ok(emitted)
+    }
+
+    /// Chooses what is stored how, and says what stays float.
+    fn plan(
+        &self,
+        wide: &BTreeSet<Stored>,
+        jobs: &mut Jobs,
+        report: &mut Report,
+        sink: &mut Sink,
+    ) -> Result<Vec<Item>> {
+        let options = self.options;
+        let mut seen = BTreeSet::new();
+        let mut items = Vec::new();
+        for (place, choice) in self.chosen {
+            let place = *place;
+            let node = self.model.graph(place.0).node(place.1);
+            let (m, is_kn, usage) = match choice {
+                Choice::Product(m, is_kn) => (m, *is_kn, Use::Product),
+                Choice::Lookup(m) => (m, false, Use::Lookup),
+                Choice::Float(why) => {
+                    keep(report, node, why.clone());
+                    continue;
+                }
+            };
+            let (n, k) = sides(m, is_kn);
+            let is_tied = self.tied.contains(&m.root) && !is_kn;
+            let (scheme, form) = match usage {
+                Use::Lookup if !is_tied => options.table(k),
+                _ if wide.contains(&(m.root, is_kn)) => (options.wide(), options.product()),
+                _ => (options.narrow(n), options.product()),
+            };
+            // What depends on the data differs from node to node even where the weight is the same; a tied table's cannot.
+            let data = self.data().filter(|_| usage == Use::Product && !is_tied);
+            let source = data.and_then(|s| s.gathered.source(place));
+            let kind = if usage == Use::Product || is_tied { Kind::Product } else { Kind::Table };
+            let factors = source.and_then(|s| self.scaled.get(&s)).cloned();
+            let key = (m.root, is_kn, kind, source, scheme.bits());
+            let is_new = seen.insert(key);
+            let job = match jobs.get(&key) {
+                Some(job) => Arc::clone(job),
+                None => {
+                    let origin = self.origin(place, (m, is_kn), scheme, factors.as_deref(), source.is_some())?;
+                    let name = self.model.graph(m.root.0).value(m.root.1).name.clone();
+                    let job = Job::new(name, n, k, scheme, form, origin);
+                    jobs.insert(key, Arc::clone(&job));
+                    job
+                }
+            };
+            report.weights.push(StoredWeight::of(node, &job, m.tensor.len(), !is_new && form != Form::Columns));
+            let factors = factors.map(|f| Arc::new(f.iter().map(|x| 1.0 / x).collect()));
+            items.push(Item { place, usage, job, factors });
+        }
+        notes(self.model, &items, options, sink);
+        if options.algorithm == Algorithm::Awq {
+            let n = items.iter().filter(|i| i.factors.is_some()).count();
+            report.notes.push(format!("AWQ: the data of {n} products is scaled first"));
+        }
+        Ok(items)
+    }
+
+    /// How a weight becomes integers.
+    fn origin(
+        &self,
+        place: NodePlace,
+        (m, is_kn): (&Matrix, bool),
+        scheme: Scheme,
+        factors: Option<&Vec<f32>>,
+        has_data: bool,
+    ) -> Result<Origin> {
+        let (n, k) = sides(m, is_kn);
+        let data = self.data();
+        if let Some(s) = data.filter(|_| self.options.algorithm == Algorithm::Gptq && has_data)
+            && let Some(done) = s.gptq(place, &m.tensor, (n, k, is_kn), scheme)?
+        {
+            return Ok(Origin::Done(done));
+        }
+        Ok(Origin::Compute {
+            weight: m.tensor.clone(),
+            is_kn,
+            method: self.options.algorithm.method(),
+            importance: factors.zip(data).and_then(|(f, s)| {
+                let energy = importance(s.of(place, k)?);
+                Some(energy.iter().zip(f).map(|(e, f)| e / (f * f)).collect())
+            }),
+            factors: factors.cloned(),
+        })
+    }
 }
 
 /// What a job is for.
@@ -471,7 +561,10 @@ enum Kind {
 fn tied(chosen: &[(NodePlace, Choice)], options: Options) -> Vec<Place> {
     let fits = |m: &Matrix| {
         let k = m.tensor.shape()[1];
-        options.output == Output::NBits && k.is_multiple_of(options.block) && options.dtype.bits() >= 4
+        options.output == Output::NBits
+            && k.is_multiple_of(options.block)
+            && options.dtype.bits() >= 4
+            && !options.float_zeros
     };
     let lookups = chosen.iter().filter_map(|(_, c)| if let Choice::Lookup(m) = c { Some(m) } else { None });
     let is_product =
@@ -496,7 +589,11 @@ fn notes(model: &Model, items: &[Item], options: Options, sink: &mut Sink) {
         let node = model.graph(item.place.0).node(item.place.1);
         let twin = items.iter().find(|o| o.usage == Use::Product && o.job.name == item.job.name);
         if twin.is_some_and(|o| !Arc::ptr_eq(&o.job, &item.job)) {
-            let why = if options.output == Output::Qdq { " (--format matmulnbits stores it once)" } else { "" };
+            let why = match (options.output, options.float_zeros) {
+                (Output::Qdq, _) => " (--format matmulnbits stores it once)",
+                (Output::NBits, true) => " (with whole zero points it is stored once)",
+                (Output::NBits, false) => "",
+            };
             let message =
                 format!("table \"{}\" is a product's weight as well and is stored for each{why}", item.job.name);
             sink.note("untied-table", node.location(), message);

@@ -14,10 +14,10 @@
 
 use rayon::prelude::*;
 
-use super::What;
 use super::compensate::DAMPING;
 use super::matrix::Matrix;
 use super::moments::{Gathered, Moments};
+use super::{What, add_scaled};
 use crate::error::Result;
 use crate::ir::Model;
 use crate::quant::plan::{Decision, NodePlace, QuantPlan};
@@ -117,7 +117,8 @@ fn descend(
             let curvature = m.h[i * k + i] + damping;
             // Only up or down of the weight itself, as in the paper: further away lies what fits the samples alone.
             let from_weight = (w[i] - value(next)).abs();
-            let allowed = from_weight < scale || from_weight < (w[i] - value(q[i])).abs();
+            // What is 0 stays 0: pruning is not undone.
+            let allowed = w[i] != 0.0 && (from_weight < scale || from_weight < (w[i] - value(q[i])).abs());
             if curvature > 0.0
                 && allowed
                 && (form.low..=form.high).contains(&next)
@@ -135,8 +136,4 @@ fn descend(
     }
     let error: Vec<f32> = w.iter().zip(q.iter()).map(|(w, &q)| w - value(q)).collect();
     (before, loss(&error, &slope))
-}
-
-fn add_scaled(to: &mut [f32], from: &[f32], by: f32) {
-    to.iter_mut().zip(from).for_each(|(t, f)| *t += f * by);
 }

@@ -71,7 +71,7 @@ mod tests {
         let (n, k) = (24, 64);
         let data = weights(n * k);
         let w = Weight { data: &data, n, k, is_kn: false };
-        let scheme = Scheme { dtype: DType::I4, block: 32 };
+        let scheme = Scheme::new(DType::I4, 32);
         let s = factors(&[w, w], scheme, &moments(k), 1).unwrap().unwrap();
         // The root of the mean square of each channel to one and the same power, which is one of those that are tried.
         // Channels 0, 17, 34, 51 are the large ones.

@@ -10,15 +10,18 @@ use super::compensate::{Factor, Grid, compensate, losses};
 use super::moments::Moments;
 use crate::error::Result;
 
+/// Codes of blocks. A weight that is 0 stays as near to it as its block allows: pruning is not undone.
 struct Blocks<'a> {
     start: &'a Blocked,
     n_blocks: usize,
+    weights: &'a [f32],
 }
 
 impl Grid for Blocks<'_> {
     fn round(&self, row: usize, k: usize, x: f32) -> (i32, f32) {
         let b = row * self.n_blocks + k / self.start.scheme.block;
-        let p = Params { scale: self.start.scales[b], zero: self.start.zeros[b].into() };
+        let p = Params { scale: self.start.scales[b], zero: self.start.zeros[b] };
+        let x = if self.weights[row * self.start.k + k] == 0.0 { 0.0 } else { x };
         let code = p.code(x, self.start.scheme);
         (code as i32, (code - p.zero) * p.scale)
     }
@@ -34,12 +37,12 @@ pub fn gptq(w: &Weight<'_>, scheme: Scheme, m: &Moments, factor: Option<&Factor>
     let mut b = quantize(w, scheme, Method::Rtn, Some(&energy))?;
     let Some(factor) = factor else { return Ok(b) };
     let rows = w.rows(0, w.n);
-    let grid = Blocks { start: &b, n_blocks: scheme.n_blocks(w.k) };
+    let grid = Blocks { start: &b, n_blocks: scheme.n_blocks(w.k), weights: &rows };
     let integers = compensate(threads, &rows, factor, &grid)?;
     let before: Vec<f32> = (0..rows.len()).map(|i| rows[i] - b.value(i / w.k, i % w.k)).collect();
     let value = |i: usize, code: u8| {
         let at = i / w.k * grid.n_blocks + i % w.k / scheme.block;
-        (f32::from(code) - f32::from(b.zeros[at])) * b.scales[at]
+        (f32::from(code) - b.zeros[at]) * b.scales[at]
     };
     let after: Vec<f32> = integers.iter().enumerate().map(|(i, &q)| rows[i] - value(i, q as u8)).collect();
     let (lost, loses) = (losses(threads, &before, &m.h, w.k), losses(threads, &after, &m.h, w.k));
@@ -115,7 +118,7 @@ pub(super) mod tests {
         let w = Weight { data: &data, n, k, is_kn: false };
         let factor = Factor::new(1, &m.h, k, Order::Energy, DAMPING).unwrap();
         for dtype in [DType::I4, DType::U4, DType::I2] {
-            let scheme = Scheme { dtype, block: 32 };
+            let scheme = Scheme::new(dtype, 32);
             let noise = |b: &Blocked| {
                 let e: Vec<f32> = (0..n * k).map(|i| data[i] - b.value(i / k, i % k)).collect();
                 output_noise(&e, &m, 1)

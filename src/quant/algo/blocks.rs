@@ -17,9 +17,17 @@ pub struct Scheme {
     pub dtype: DType,
     /// Elements along K that share parameters.
     pub block: usize,
+    /// Whether zero points of an unsigned type are float32 numbers: they need not be whole, nor lie in the type's range.
+    pub float_zeros: bool,
 }
 
 impl Scheme {
+    /// A scheme whose zero points, if it has any, are integers of the type.
+    #[must_use]
+    pub fn new(dtype: DType, block: usize) -> Self {
+        Scheme { dtype, block, float_zeros: false }
+    }
+
     /// Bits of an element.
     #[must_use]
     pub fn bits(self) -> usize {
@@ -54,7 +62,12 @@ impl Scheme {
     /// Bits that an element takes with its share of scales (float32) and zero points.
     #[must_use]
     pub fn bits_per_weight(self, k: usize) -> f64 {
-        let per_block = 32.0 + if self.is_symmetric() { 0.0 } else { self.bits() as f64 };
+        let zero = match (self.is_symmetric(), self.float_zeros) {
+            (true, _) => 0.0,
+            (false, true) => 32.0,
+            (false, false) => self.bits() as f64,
+        };
+        let per_block = 32.0 + zero;
         self.bits() as f64 + per_block * self.n_blocks(k) as f64 / k.max(1) as f64
     }
 }
@@ -111,8 +124,9 @@ pub struct Blocked {
     pub codes: Vec<u8>,
     /// Scales `[N, blocks]`, positive and finite.
     pub scales: Vec<f32>,
-    /// Zero points `[N, blocks]`; the middle of the range where the type is signed.
-    pub zeros: Vec<u8>,
+    /// Zero points `[N, blocks]`, as codes: whole numbers in the range of the type unless they are stored as floats, and
+    /// the middle of the range where the type is signed.
+    pub zeros: Vec<f32>,
     /// Sum of squares of the float weight.
     pub signal: f64,
     /// Sum of squared errors.
@@ -124,7 +138,7 @@ impl Blocked {
     #[must_use]
     pub fn value(&self, n: usize, k: usize) -> f32 {
         let b = n * self.scheme.n_blocks(self.k) + k / self.scheme.block;
-        (f32::from(self.codes[n * self.k + k]) - f32::from(self.zeros[b])) * self.scales[b]
+        (f32::from(self.codes[n * self.k + k]) - self.zeros[b]) * self.scales[b]
     }
 }
 
@@ -134,7 +148,7 @@ const ROWS: usize = 32;
 struct Tile {
     codes: Vec<u8>,
     scales: Vec<f32>,
-    zeros: Vec<u8>,
+    zeros: Vec<f32>,
     signal: f64,
     noise: f64,
 }
@@ -203,13 +217,13 @@ fn tile(
                 t.noise += e * e;
             }
             t.scales.push(p.scale);
-            t.zeros.push(p.zero as u8);
+            t.zeros.push(p.zero);
         }
     }
     Ok(t)
 }
 
-/// Scale and zero point of a block; the zero point is a whole number.
+/// Scale and zero point of a block; the zero point is a whole number unless the scheme stores floats.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Params {
     /// Positive and finite.
@@ -220,6 +234,9 @@ pub struct Params {
 
 /// Adding and subtracting it rounds half to even where the magnitude is below 2^22.
 const MAGIC: f32 = 12_582_912.0;
+
+/// The largest zero point that is a float: what is added to it keeps a hundredth of a step.
+const LARGEST_ZERO: f32 = 65_536.0;
 
 impl Params {
     /// The code that stands for zero where everything is zero.
@@ -232,18 +249,18 @@ impl Params {
     #[inline]
     pub fn code(self, x: f32, scheme: Scheme) -> f32 {
         let (lo, hi) = scheme.codes();
-        ((x / self.scale).round_ties_even() + self.zero).clamp(lo, hi)
+        (x / self.scale + self.zero).round_ties_even().clamp(lo, hi)
     }
 
     /// The sum of weighted squared errors of a block.
     #[must_use]
     pub fn error(self, x: &[f32], importance: &[f32], scheme: Scheme) -> f32 {
         let (lo, hi) = scheme.codes();
-        let (lo, hi, inverse) = (lo - self.zero, hi - self.zero, 1.0 / self.scale);
+        let inverse = 1.0 / self.scale;
         let mut sums = [0f32; 8];
         let one = |x: f32, h: f32| {
-            let q = (x * inverse).clamp(lo, hi);
-            let e = x - ((q + MAGIC) - MAGIC) * self.scale;
+            let q = (x * inverse + self.zero).clamp(lo, hi);
+            let e = x - ((q + MAGIC) - MAGIC - self.zero) * self.scale;
             h * e * e
         };
         let (xs, hs) = (x.chunks_exact(8), importance.chunks_exact(8));
@@ -256,9 +273,14 @@ impl Params {
         sums.iter().sum::<f32>() + rest
     }
 
-    /// The scale of the least squared error for the codes that these parameters give.
+    /// The scale of the least squared error for the codes that these parameters give, and the zero point where that is
+    /// a float: a line through the codes.
     #[must_use]
     fn refined(self, x: &[f32], importance: &[f32], scheme: Scheme) -> Self {
+        if scheme.float_zeros && !scheme.is_symmetric() {
+            let points = x.iter().zip(importance).map(|(&x, &h)| (self.code(x, scheme), x, h));
+            return Line::through(points).params().unwrap_or(self);
+        }
         let (mut xq, mut qq) = (0f32, 0f32);
         for (&x, &h) in x.iter().zip(importance) {
             let q = self.code(x, scheme) - self.zero;
@@ -267,6 +289,41 @@ impl Params {
         }
         let scale = xq / qq;
         if scale.is_finite() && scale >= f32::MIN_POSITIVE { Params { scale, ..self } } else { self }
+    }
+}
+
+/// Weighted sums of codes `c` and weights `x`, which give the line `x = scale * (c - zero)` of the least squares.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Line {
+    h: f64,
+    c: f64,
+    x: f64,
+    cc: f64,
+    cx: f64,
+}
+
+impl Line {
+    /// Of points with their code, their weight and what that counts.
+    #[must_use]
+    pub fn through(points: impl Iterator<Item = (f32, f32, f32)>) -> Self {
+        let mut s = Line::default();
+        for (c, x, h) in points {
+            let (c, x, h) = (f64::from(c), f64::from(x), f64::from(h));
+            s.h += h;
+            s.c += h * c;
+            s.x += h * x;
+            s.cc += h * c * c;
+            s.cx += h * c * x;
+        }
+        s
+    }
+
+    /// Slope and code of zero; `None` where the points give no rising line.
+    #[must_use]
+    pub fn params(self) -> Option<Params> {
+        let scale = (self.h * self.cx - self.c * self.x) / (self.h * self.cc - self.c * self.c);
+        let p = Params { scale: scale as f32, zero: ((self.c - self.x / scale) / self.h) as f32 };
+        (p.scale.is_finite() && p.scale >= f32::MIN_POSITIVE && p.zero.is_finite()).then_some(p)
     }
 }
 
@@ -280,9 +337,20 @@ fn grid(bits: usize) -> Grid {
     Grid { steps, smallest }
 }
 
-/// Parameters that cover a block's range times `shrink`.
+/// Parameters that cover a block's range times `shrink`. Zero belongs to the range where its code has to be whole.
 #[must_use]
 pub fn covering(x: &[f32], scheme: Scheme, shrink: f32) -> Option<Params> {
+    if scheme.float_zeros && !scheme.is_symmetric() {
+        let (min, max) = x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(lo, hi), &x| (lo.min(x), hi.max(x)));
+        let (lo, hi) = scheme.codes();
+        let scale = (max - min) * shrink / (hi - lo);
+        // The middle of the range has the middle code.
+        let p = Params { scale, zero: f32::midpoint(lo, hi) - f32::midpoint(min, max) / scale };
+        // Elements that are all the same span nothing: they are at the end of a range with zero.
+        if scale >= f32::MIN_POSITIVE && scale.is_finite() && p.zero.abs() < LARGEST_ZERO {
+            return Some(p);
+        }
+    }
     let (min, max) = x.iter().fold((0f32, 0f32), |(lo, hi), &x| (lo.min(x), hi.max(x)));
     let (lo, hi) = scheme.codes();
     let p = if scheme.is_symmetric() {
@@ -309,7 +377,7 @@ pub fn fit(x: &[f32], importance: &[f32], scheme: Scheme) -> Params {
         grid: grid(scheme.bits()),
         covering: &|share| covering(x, scheme, share),
         error: &|p| f64::from(p.error(x, importance, scheme)),
-        neighbours: if scheme.is_symmetric() { &[] } else { &moves },
+        neighbours: if scheme.is_symmetric() || scheme.float_zeros { &[] } else { &moves },
         refined: &|p| p.refined(x, importance, scheme),
         starts: 1,
         rounds: 3,
@@ -350,7 +418,7 @@ mod tests {
             (DType::I2, 6.0),
             (DType::U2, 7.5),
         ] {
-            let scheme = Scheme { dtype, block: 32 };
+            let scheme = Scheme::new(dtype, 32);
             let b = quantize(&w, scheme, Method::Rtn, None).unwrap();
             assert!(sqnr(&b) > least, "{dtype}: {:.2} dB", sqnr(&b));
             assert!(b.scales.iter().all(|&s| s > 0.0 && s.is_finite()));
@@ -368,12 +436,45 @@ mod tests {
     }
 
     #[test]
+    fn zero_points_that_are_floats_lose_less_and_reach_blocks_far_from_zero() {
+        for (dtype, offset) in [(DType::U4, 0.0), (DType::U4, 9.0), (DType::U2, -6.0), (DType::U8, 100.0)] {
+            let w: Vec<f32> = numbers(64 * 96).iter().map(|x| x + offset).collect();
+            let w = Weight { data: &w, n: 96, k: 64, is_kn: false };
+            let whole = Scheme::new(dtype, 32);
+            let float = Scheme { float_zeros: true, ..whole };
+            for method in [Method::Rtn, Method::Hqq] {
+                let noise = |scheme| quantize(&w, scheme, method, None).unwrap().noise;
+                // Without an offset the code of zero is somewhere between two whole numbers; with one, the range from zero
+                // to the block is what whole zero points waste.
+                let most = if offset == 0.0 { 0.95 } else { 0.3 };
+                assert!(noise(float) < most * noise(whole), "{dtype} {offset} {method:?}");
+            }
+        }
+        // Elements that are all the same are met as with whole zero points.
+        let w = Weight { data: &[0.7; 32], n: 1, k: 32, is_kn: false };
+        let scheme = Scheme { float_zeros: true, ..Scheme::new(DType::U4, 32) };
+        assert!(quantize(&w, scheme, Method::Rtn, None).unwrap().noise < 1e-10);
+        assert_eq!(scheme.bits_per_weight(32), 6.0);
+    }
+
+    #[test]
+    fn a_line_through_codes_is_the_least_squares() {
+        let line = |points: &[(f32, f32, f32)]| Line::through(points.iter().copied()).params();
+        let p = line(&[(0.0, -3.0, 1.0), (1.0, -1.0, 1.0), (4.0, 5.0, 2.0)]).unwrap();
+        assert!((p.scale - 2.0).abs() < 1e-6 && (p.zero - 1.5).abs() < 1e-6);
+        // What counts nothing changes nothing.
+        assert_eq!(line(&[(0.0, -3.0, 1.0), (1.0, -1.0, 1.0), (4.0, 5.0, 2.0), (9.0, 0.0, 0.0)]), Some(p));
+        assert_eq!(line(&[(2.0, 1.0, 1.0), (2.0, 3.0, 1.0)]), None);
+        assert_eq!(line(&[(0.0, 1.0, 1.0), (2.0, -3.0, 1.0)]), None);
+    }
+
+    #[test]
     fn layouts_agree_and_blocks_may_be_cut_off() {
         let w = numbers(40 * 5);
         let kn = Weight { data: &w, n: 5, k: 40, is_kn: true };
         let rows = kn.rows(0, 5);
         let nk = Weight { data: &rows, n: 5, k: 40, is_kn: false };
-        let scheme = Scheme { dtype: DType::U4, block: 16 };
+        let scheme = Scheme::new(DType::U4, 16);
         let (a, b) =
             (quantize(&kn, scheme, Method::Rtn, None).unwrap(), quantize(&nk, scheme, Method::Rtn, None).unwrap());
         assert_eq!((a.codes, &a.scales, a.zeros), (b.codes, &b.scales, b.zeros));
@@ -382,7 +483,7 @@ mod tests {
 
     #[test]
     fn zeros_stay_zero_and_what_is_not_finite_is_refused() {
-        let scheme = Scheme { dtype: DType::I4, block: 16 };
+        let scheme = Scheme::new(DType::I4, 16);
         let w = Weight { data: &[0.0; 32], n: 2, k: 16, is_kn: false };
         let b = quantize(&w, scheme, Method::Rtn, None).unwrap();
         assert!(b.codes.iter().all(|&c| c == 8) && b.noise == 0.0);
@@ -395,7 +496,7 @@ mod tests {
         let x: Vec<f32> = numbers(32);
         let mut h = vec![1.0f32; 32];
         h[3] = 1e4;
-        let scheme = Scheme { dtype: DType::I4, block: 32 };
+        let scheme = Scheme::new(DType::I4, 32);
         let error = |p: Params| (x[3] - (p.code(x[3], scheme) - p.zero) * p.scale).abs();
         assert!(error(fit(&x, &h, scheme)) < error(fit(&x, &[1.0; 32], scheme)));
     }

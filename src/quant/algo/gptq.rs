@@ -19,15 +19,18 @@ use crate::quant::plan::{Decision, NodePlace, QuantPlan, WeightPlan};
 use crate::quant::scheme::WeightForm;
 use crate::tensor::affine;
 
-/// Integers with a scale and a zero point for each row.
-struct Integers {
+/// Integers with a scale and a zero point for each row. A weight that is 0 stays 0: pruning is not undone.
+struct Integers<'a> {
     form: WeightForm,
     steps: Vec<(f32, i32)>,
+    weights: &'a [f32],
+    k: usize,
 }
 
-impl Grid for Integers {
-    fn round(&self, row: usize, _: usize, x: f32) -> (i32, f32) {
+impl Grid for Integers<'_> {
+    fn round(&self, row: usize, k: usize, x: f32) -> (i32, f32) {
         let (scale, zero) = self.steps[row];
+        let x = if self.weights[row * self.k + k] == 0.0 { 0.0 } else { x };
         let q = affine::quantize_one(x, scale, zero, self.form.low, self.form.high);
         (q, affine::dequantize_one(q, scale, zero))
     }
@@ -92,7 +95,7 @@ fn round(
             let first = group * per_group;
             let steps = (first..first + per_group).map(|row| Matrix::step(plan, row)).collect();
             let (w, h) = (matrix.group(group), &moments[group].h);
-            let grid = Integers { form: plan.params.form, steps };
+            let grid = Integers { form: plan.params.form, steps, weights: w, k };
             let mut new = compensate(inner, w, &factors[group], &grid)?;
             let old = &old[first * k..][..per_group * k];
             let error = |q: &[i32]| {

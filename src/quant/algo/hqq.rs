@@ -2,10 +2,10 @@
 //!
 //! Paper: Badri and Shaji 2023, *Half-Quadratic Quantization of Large Machine Learning Models*. The error is split into
 //! a sparse part `e`, found by shrinking in the norm `p < 1`, and a rest that is fitted in squares, by turns, while the
-//! weight of the second grows. Deviation: the paper fits a real zero point at a fixed scale; ONNX's zero points are
-//! whole numbers and signed types have none, so the scale is fitted as well, and the zero point is rounded.
+//! weight of the second grows. Deviation: the paper fits a real zero point at a fixed scale; here the scale is fitted as
+//! well, and the zero point is rounded where ONNX's is a whole number. Signed types have none.
 
-use super::blocks::{Params, Scheme, covering, fit as least_squares};
+use super::blocks::{Line, Params, Scheme, covering, fit as least_squares};
 
 /// The norm.
 const P: f32 = 0.7;
@@ -37,26 +37,22 @@ pub fn fit(x: &[f32], scheme: Scheme) -> Params {
     let (mut p, mut beta) = (start, BETA);
     let (lo, hi) = scheme.codes();
     for _ in 0..ROUNDS {
-        // Moments of the codes and of the weight without its sparse error.
-        let (mut q1, mut q2, mut w1, mut wq) = (0f32, 0f32, 0f32, 0f32);
-        for &x in x {
+        // Codes, and the weight without its sparse error.
+        let points = x.iter().map(|&x| {
             let c = p.code(x, scheme);
-            let e = unit * shrink((x - (c - p.zero) * p.scale) / unit, beta);
-            let (q, w) = (if scheme.is_symmetric() { c - p.zero } else { c }, x - e);
-            q1 += q;
-            q2 += q * q;
-            w1 += w;
-            wq += w * q;
-        }
-        let n = x.len() as f32;
-        let mut next = p;
-        if scheme.is_symmetric() {
-            next.scale = wq / q2;
+            (c, x - unit * shrink((x - (c - p.zero) * p.scale) / unit, beta), 1.0)
+        });
+        let next = if scheme.is_symmetric() {
+            let (wq, qq) = points.fold((0f32, 0f32), |(wq, qq), (c, w, _)| {
+                let q = c - p.zero;
+                (wq + w * q, qq + q * q)
+            });
+            Params { scale: wq / qq, ..p }
         } else {
-            // A line through the codes: slope and the code of zero.
-            next.scale = (wq - w1 * q1 / n) / (q2 - q1 * q1 / n);
-            next.zero = ((q1 - w1 / next.scale) / n).round_ties_even().clamp(lo, hi);
-        }
+            let Some(line) = Line::through(points).params() else { break };
+            let zero = if scheme.float_zeros { line.zero } else { line.zero.round_ties_even().clamp(lo, hi) };
+            Params { zero, ..line }
+        };
         if !next.scale.is_finite() || next.scale < f32::MIN_POSITIVE || !next.zero.is_finite() || next == p {
             break;
         }
@@ -79,7 +75,7 @@ mod tests {
     fn an_outlier_costs_less_than_with_squares() {
         // Values on a grid of 0.1, and one far away from it that cannot be met.
         for dtype in [DType::I4, DType::U4] {
-            let scheme = Scheme { dtype, block: 32 };
+            let scheme = Scheme::new(dtype, 32);
             let mut x: Vec<f32> = (0..31).map(|i| (i % 13) as f32 * 0.1 - 0.6).collect();
             x.push(1.13);
             let (h, s) = (fit(&x, scheme), least_squares(&x, &[1.0; 32], scheme));
@@ -94,7 +90,7 @@ mod tests {
                 assert!(with < without && (with - 10.756).abs() < 0.005 && (without - 10.8).abs() < 0.005);
             }
         }
-        assert_eq!(fit(&[0.0; 8], Scheme { dtype: DType::U4, block: 8 }).scale, 1.0);
+        assert_eq!(fit(&[0.0; 8], Scheme::new(DType::U4, 8)).scale, 1.0);
     }
 
     #[test]

@@ -100,6 +100,12 @@ impl Matrix {
         }
     }
 
+    /// Elements in the order of storage, in rows.
+    #[must_use]
+    pub fn in_rows<T: Copy>(&self, stored: &[T]) -> Vec<T> {
+        if self.layout == Layout::Kn { transposed(stored, self.k, self.rows) } else { stored.to_vec() }
+    }
+
     /// Elements of the rows, `[rows, k]`, in the order of storage.
     #[must_use]
     pub fn in_storage<T: Copy>(&self, rows: Vec<T>) -> Vec<T> {
@@ -128,7 +134,7 @@ impl Matrix {
         };
         // At most 16 bits: every integer is a float.
         let q: Vec<i32> = stored.to_f32s()?.iter().map(|&q| q as i32).collect();
-        Ok(Some(if self.layout == Layout::Kn { transposed(&q, self.k, self.rows) } else { q }))
+        Ok(Some(self.in_rows(&q)))
     }
 
     /// The scale and zero point of a row in a plan.

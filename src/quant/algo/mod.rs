@@ -108,5 +108,10 @@ impl What {
     }
 }
 
+/// Adds a multiple of a row.
+pub(super) fn add_scaled(to: &mut [f32], from: &[f32], by: f32) {
+    to.iter_mut().zip(from).for_each(|(t, f)| *t += f * by);
+}
+
 #[cfg(test)]
 mod tests;

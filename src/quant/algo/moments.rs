@@ -184,10 +184,16 @@ impl Gathered {
 /// the float model itself, or the one emitted for a plan of it, whose nodes have the same places.
 #[must_use]
 pub fn needs(model: &Model, plan: &QuantPlan, run: &Model) -> Needs {
+    needs_of(model, plan.nodes.iter().filter(|n| n.decision == Decision::Integer).map(|n| n.place), run)
+}
+
+/// The inputs of these nodes, as [`needs`] has them.
+#[must_use]
+pub fn needs_of(model: &Model, nodes: impl Iterator<Item = NodePlace>, run: &Model) -> Needs {
     let mut out = Needs::default();
-    for n in plan.nodes.iter().filter(|n| n.decision == Decision::Integer) {
-        let (id, node) = n.place;
-        let Some(m) = Matrix::of(model, n.place) else { continue };
+    for place in nodes {
+        let (id, node) = place;
+        let Some(m) = Matrix::of(model, place) else { continue };
         if id.index() >= run.graph_ids().count() || !run.graph(id).has_node(node) {
             continue;
         }
@@ -203,7 +209,7 @@ pub fn needs(model: &Model, plan: &QuantPlan, run: &Model) -> Needs {
         if known.is_none() {
             out.sources.push(Source { value: (id, x), cut, groups: m.groups, k: m.k });
         }
-        out.of.insert(n.place, index);
+        out.of.insert(place, index);
     }
     out
 }

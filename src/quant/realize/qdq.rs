@@ -246,7 +246,10 @@ impl Writer<'_> {
     /// A constant operand of an `Add`, `Mul`, `Concat`: quantized as a whole, with a range of its own.
     fn operand(&mut self, id: GraphId, n: NodeId, v: ValueId, t: &Tensor) -> Result<ValueId> {
         let x = t.slice::<f32>()?;
-        let range = x.iter().fold(Range { min: 0.0, max: 0.0 }, |r, &x| r.union(Range::new(x, x)));
+        let range = match self.plan.operands.get(&(id, v)) {
+            Some(&r) => r,
+            None => x.iter().fold(Range { min: 0.0, max: 0.0 }, |r, &x| r.union(Range::new(x, x))),
+        };
         let p = QParams::covering(range, self.scheme.activation, self.scheme.symmetric_activations)?;
         let key = (id, v, vec![p.scale.to_bits(), p.zero_point as u32]);
         if let Some(&dq) = self.stored.get(&key) {

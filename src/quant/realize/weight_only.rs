@@ -229,9 +229,10 @@ impl Writer<'_> {
             .attr("K", job.k as i64)
             .attr("N", job.n as i64)
             .attr("bits", job.scheme.bits() as i64)
-            .attr("block_size", job.scheme.block as i64)
-            // Integer products with activations that are quantized on the way: what the QDQ form becomes, too.
-            .attr("accuracy_level", 4i64);
+            .attr("block_size", job.scheme.block as i64);
+        // Integer products with activations that are quantized on the way: what the QDQ form becomes, too. There are none
+        // with zero points that are floats.
+        let node = if job.scheme.float_zeros { node } else { node.attr("accuracy_level", 4i64) };
         let mut ins = vec![x, Some(q), Some(s)];
         match (z, bias) {
             (z, Some(b)) if is_vector => ins.extend([z, None, Some(b)]),

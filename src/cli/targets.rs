@@ -29,8 +29,7 @@ enum What {
 
 /// The targets as values of an option.
 pub(super) fn names() -> PossibleValuesParser {
-    let all = Target::all().unwrap_or_default();
-    all.into_iter().map(|t| PossibleValue::new(t.name).help(t.description)).collect::<Vec<_>>().into()
+    Target::descriptions().map(|(name, what)| PossibleValue::new(name).help(what)).collect::<Vec<_>>().into()
 }
 
 pub(super) fn run(args: &Args, session: &Session) -> Result<ExitCode> {

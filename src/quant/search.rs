@@ -545,7 +545,7 @@ impl Search<'_> {
         if is_trial {
             let scaled: BTreeSet<Place> = done.iter().flat_map(|d| d.scaled.iter().copied()).collect();
             for (&place, all) in &variant.observed {
-                // The largest channel is not scaled and the others stay below it: the range that all samples showed holds.
+                // No factor is below 1: what all samples showed before is there still.
                 let seen = other.observed.get(&place).filter(|_| scaled.contains(&place));
                 let both = seen.map_or(*all, |some| some.union(all));
                 other.observed.insert(place, both);

@@ -209,6 +209,14 @@ fn table(name: &str) -> Result<toml::Table> {
 }
 
 impl Target {
+    /// Name and description of each, read off without parsing the tables, since every help text lists them.
+    pub fn descriptions() -> impl Iterator<Item = (&'static str, &'static str)> {
+        TABLES.iter().map(|&(name, text)| {
+            let quoted = text.lines().find_map(|line| line.strip_prefix("description = \""));
+            (name, quoted.map_or("", |q| q.trim_end_matches('"')))
+        })
+    }
+
     /// All targets.
     ///
     /// # Errors
@@ -292,11 +300,12 @@ mod tests {
 
     #[test]
     fn embedded_tables_are_sound() {
-        for t in Target::all().unwrap() {
+        for (t, said) in Target::all().unwrap().iter().zip(Target::descriptions()) {
+            assert_eq!((t.name.as_str(), t.description.as_str()), said);
             assert!(!t.activation.types().unwrap().is_empty() && !t.weight.types().unwrap().is_empty(), "{}", t.name);
             assert!(t.row(&Node::new("Conv"), 13).is_ok(), "{}", t.name);
             assert!(t.row(&Node::new("Resize").attr("mode", "linear"), 13).is_err() || t.name == "qnn", "{}", t.name);
-            Scheme::new(&t, &Choices::default()).unwrap();
+            Scheme::new(t, &Choices::default()).unwrap();
             for op in t.op_types() {
                 let known = crate::ops::ALL.iter().copied().flatten().any(|d| d.name == op);
                 assert!(known, "{}: operator {op} is not known", t.name);

@@ -36,7 +36,8 @@ const LEAST_GAIN_FOR_MUL_DB: f64 = 2.0;
 /// Output channels below which an added `Mul` costs too much beside the multiplication that it helps.
 const LEAST_OUTPUTS_FOR_MUL: usize = 64;
 /// Headroom above the largest value that was seen of a channel. Other samples go beyond it, and where every channel fills
-/// the range one of them always does: with 8 samples an image classifier came out at 11 dB instead of 25 without headroom.
+/// the range one of them always does: without headroom, an image classifier equalized on 8 samples had 27 dB on these and
+/// 11 dB on others.
 const HEADROOM: f32 = 1.5;
 /// Room above the largest value seen that is left below the upper bound of a `Clip`.
 const CLIP_ROOM: f32 = 1.25;

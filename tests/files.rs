@@ -6,9 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::npz::Array;
+use onnx_quant::diag::Sink;
 use onnx_quant::error::help_of;
 use onnx_quant::ir::{Def, Model, Node, TensorType, ValueType};
 use onnx_quant::onnx::{self, External, WriteOptions, read, write};
+use onnx_quant::passes::{Ctx, eliminate_dead, manager};
 use onnx_quant::tensor::{DType, Tensor};
 use serde_json::json;
 use tempfile::TempDir;
@@ -311,6 +313,37 @@ def main(argument):
     let quantize = answer["quantize"].to_string();
     assert!(quantize.contains("\"type:\",\"INT\""), "{quantize}");
     assert_eq!(answer["attributes"].as_array().unwrap().len(), 16);
+}
+
+/// What a file says of a value goes when the value goes: it is not said of what is made later.
+#[test]
+fn declared_types_do_not_pass_to_new_values() {
+    let script = r#"
+import onnx
+def main(path):
+    text = "<ir_version: 8, opset_import: ['' : 17]> g (float[N,2] x) => (float[N,2] y) { dead = Neg (x) y = Abs (x) }"
+    m = onnx.parser.parse_model(text.replace("'", '"'))
+    m.graph.value_info.append(onnx.helper.make_tensor_value_info("dead", 1, ["N", "M"]))
+    onnx.save(m, path)
+"#;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("given.onnx");
+    common::python::call(script, json!(path)).unwrap();
+    let mut model = read(&path).unwrap();
+    let dead = model.main().find_value("dead").unwrap();
+    manager::run_pass(&mut model, eliminate_dead::PASS, &mut Ctx::new(&mut Sink::default())).unwrap();
+    let g = model.main_mut();
+    assert!(!g.has_value(dead));
+    let y = g.find_value("y").unwrap();
+    let abs = g.producer(y).unwrap().0;
+    let (between, more) = (g.add_result("between", None), g.add_result("more", None));
+    g.set_output(abs, 0, Some(between));
+    g.add_node(Node::new("Neg"), &[Some(between)], &[Some(more)]);
+    g.add_node(Node::new("Neg"), &[Some(more)], &[Some(y)]);
+    let read = onnx::read_bytes(onnx::to_bytes(&model).unwrap().into(), None).unwrap();
+    for name in ["between", "more"] {
+        assert_eq!(read.main().value(read.main().find_value(name).unwrap()).ty, None, "{name}");
+    }
 }
 
 /// Below IR version 4 constants have to be listed as inputs; above, that would let users override them.

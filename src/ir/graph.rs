@@ -39,6 +39,8 @@ impl ValueId {
 pub(super) enum Vertex {
     Node(Box<Node>),
     Value(Box<Value>),
+    /// What was deleted. Its place is not given away: an id that somebody kept must not name something else.
+    Gone,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +142,7 @@ impl Graph {
     pub fn node(&self, id: NodeId) -> &Node {
         match &self.net[id.0] {
             Vertex::Node(n) => n,
-            Vertex::Value(_) => unreachable!("a NodeId names a node"),
+            Vertex::Value(_) | Vertex::Gone => unreachable!("a NodeId names a node"),
         }
     }
 
@@ -148,7 +150,7 @@ impl Graph {
     pub fn node_mut(&mut self, id: NodeId) -> &mut Node {
         match &mut self.net[id.0] {
             Vertex::Node(n) => n,
-            Vertex::Value(_) => unreachable!("a NodeId names a node"),
+            Vertex::Value(_) | Vertex::Gone => unreachable!("a NodeId names a node"),
         }
     }
 
@@ -157,14 +159,14 @@ impl Graph {
     pub fn value(&self, id: ValueId) -> &Value {
         match &self.net[id.0] {
             Vertex::Value(v) => v,
-            Vertex::Node(_) => unreachable!("a ValueId names a value"),
+            Vertex::Node(_) | Vertex::Gone => unreachable!("a ValueId names a value"),
         }
     }
 
     fn value_mut(&mut self, id: ValueId) -> &mut Value {
         match &mut self.net[id.0] {
             Vertex::Value(v) => v,
-            Vertex::Node(_) => unreachable!("a ValueId names a value"),
+            Vertex::Node(_) | Vertex::Gone => unreachable!("a ValueId names a value"),
         }
     }
 
@@ -486,7 +488,7 @@ impl Graph {
         for v in self.node_outputs(id).into_iter().flatten() {
             self.value_mut(v).def = Def::Free;
         }
-        self.net.remove_node(id.0);
+        self.bury(id.0);
     }
 
     /// Deletes a value that nothing uses or makes. Only `eliminate-dead` calls it.
@@ -494,7 +496,14 @@ impl Graph {
         debug_assert!(self.n_uses(id) == 0 && self.producer(id).is_none());
         self.initializers.retain(|&v| v != id);
         self.inputs.retain(|&v| v != id);
-        self.net.remove_node(id.0);
+        self.bury(id.0);
+    }
+
+    fn bury(&mut self, at: NodeIndex) {
+        let ends = [Direction::Incoming, Direction::Outgoing];
+        let edges: Vec<_> = ends.iter().flat_map(|&d| self.net.edges_directed(at, d).map(|e| e.id())).collect();
+        edges.into_iter().for_each(|e| drop(self.net.remove_edge(e)));
+        self.net[at] = Vertex::Gone;
     }
 }
 

@@ -502,7 +502,9 @@ impl Graph {
     fn bury(&mut self, at: NodeIndex) {
         let ends = [Direction::Incoming, Direction::Outgoing];
         let edges: Vec<_> = ends.iter().flat_map(|&d| self.net.edges_directed(at, d).map(|e| e.id())).collect();
-        edges.into_iter().for_each(|e| drop(self.net.remove_edge(e)));
+        for e in edges {
+            self.net.remove_edge(e);
+        }
         self.net[at] = Vertex::Gone;
     }
 }

@@ -555,6 +555,28 @@ fn no_factor_pushes_values_over_a_bound() {
     }
 }
 
+#[test]
+fn no_factor_widens_what_is_quantized_before() {
+    // Channels 4 and 5 are tiny behind the PRelu and the largest in front of it.
+    let size = [0.02, 0.02, 0.02, 0.02, 0.02, 0.02, 3.0, 3.0];
+    let w: Vec<f32> = random(32, 95).iter().enumerate().map(|(i, x)| x * size[i / 4]).collect();
+    let constants = [
+        stored("w", &[8, 4, 1, 1], &w),
+        stored("b", &[8], &[0.0, 0.0, 0.0, 0.0, -30.0, -30.0, 0.0, 0.0]),
+        stored("slope", &[8, 1, 1], &[0.001; 8]),
+        stored("v", &[6, 8, 1, 1], &random(48, 96)),
+    ];
+    let body = "a = Conv (x, w, b)\n t = PRelu (a, slope)\n y = Conv (t, v)";
+    let m = model("float[1,4,5,5] x) => (float[1,6,5,5] y", &constants, body);
+    let (edited, done, ..) = equalized(&m, &data(16, &[1, 4, 5, 5], &|_| 1.0), true);
+    assert_eq!(done.len(), 1, "{done:?}");
+    let g = edited.main();
+    let new = g.constant(g.find_value("w_equalized").unwrap()).unwrap().get().unwrap();
+    let factors: Vec<f32> = (0..8).map(|c| new.slice::<f32>().unwrap()[4 * c] / w[4 * c]).collect();
+    assert!(factors[..4].iter().all(|&f| f > 2.0), "{factors:?}");
+    assert!(factors[4..].iter().all(|&f| f == 1.0), "{factors:?}");
+}
+
 /// `Σ E[xᵢ²] (wᵢ - qᵢ s)²` of one row, in the plainest way.
 fn clipped_loss(w: &[f32], energy: &[f64], scale: f32) -> f64 {
     let q = |w: f32| (f64::from(w) / f64::from(scale)).round_ties_even().clamp(-127.0, 127.0);

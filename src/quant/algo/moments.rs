@@ -28,6 +28,9 @@ use crate::tensor::Tensor;
 
 /// Samples that are run before what they showed is summed: part of the result, so not the number of threads.
 const BATCH: usize = 2;
+/// Elements of the rows that are kept of one source, and rows that are kept however long they are.
+const MOST_KEPT: usize = 1 << 19;
+const LEAST_ROWS: usize = 16;
 /// Columns of a matrix that are summed at once, since only one half of it is computed.
 const COLUMNS: usize = 256;
 /// Inputs up to which plain loops are faster than a packed product.
@@ -248,7 +251,7 @@ impl Rows {
     }
 }
 
-/// Runs a model on at most `samples` samples and keeps about `count` rows of what each node reads.
+/// Runs a model on at most `samples` samples and keeps about `count` rows of what each node reads, fewer where they are long.
 ///
 /// # Errors
 /// A sample cannot be read or the model does not run on it.
@@ -262,7 +265,8 @@ pub fn rows(
 ) -> Result<Rows> {
     let mut out = Rows { rows: vec![Vec::new(); needs.sources.len()], of: needs.of.clone() };
     let n = data.len().min(samples);
-    draw(model, needs, data, (n, &|_| count.div_ceil(n.max(1))), threads, &mut |batch| {
+    let quota = |s: &Source| count.min(MOST_KEPT / (s.k * s.groups).max(1)).max(LEAST_ROWS).div_ceil(n.max(1));
+    draw(model, needs, data, (n, &quota), threads, &mut |batch| {
         for seen in batch {
             out.rows.iter_mut().zip(seen).for_each(|(all, rows)| all.extend_from_slice(rows));
         }

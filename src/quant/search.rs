@@ -66,8 +66,8 @@ const GOOD_DB: f64 = 45.0;
 const ENOUGH_TO_SPLIT: usize = 32;
 /// What an algorithm must gain to be applied, in dB: less than this is as likely chance.
 const LEAST_GAIN_DB: f64 = 0.5;
-/// What weights that lose nothing must gain, in dB, for better ones to be looked for: rounding well takes away less than
-/// half of what rounding to nearest loses.
+/// What weights that lose nothing must gain, in dB, for better ones to be looked for: they gain a part of it, and less than
+/// [`LEAST_GAIN_DB`] is not kept.
 const LEAST_TO_GAIN_DB: f64 = 1.0;
 
 /// Some samples of a data set.

@@ -8,9 +8,12 @@
 //! of size 1 with stride 1 reads the input itself.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use super::micro::{Operands, Rows, Start, Tile};
 use super::taps::{COPIED, Layout};
+#[cfg(target_arch = "x86_64")]
+use super::winograd;
 use super::{Slots, depthwise, for_each, for_each_chunk};
 use crate::tensor::{buffer, keep};
 
@@ -67,6 +70,8 @@ pub struct Filters {
     /// Panels, or, when there is one channel a group, the filters as they come.
     data: Vec<f32>,
     depthwise: bool,
+    /// What `winograd` takes, from its first use on; `None` where sums have to be those of the formula.
+    transformed: Option<OnceLock<Vec<f32>>>,
 }
 
 impl Filters {
@@ -79,7 +84,7 @@ impl Filters {
         if g.channels == g.groups && g.filters / g.groups < 4 {
             assert_eq!(w.len(), g.filters * g.k(), "length of the filters");
             let (k, per_group) = (g.k(), g.filters / g.groups);
-            return Filters { k, per_group, panels: Vec::new(), data: w.to_vec(), depthwise: true };
+            return Filters { k, per_group, panels: Vec::new(), data: w.to_vec(), depthwise: true, transformed: None };
         }
         Self::of_matrix(w, g.groups, g.filters / g.groups, g.k())
     }
@@ -104,7 +109,14 @@ impl Filters {
                 }
             }
         }
-        Filters { k, per_group, panels, data, depthwise: false }
+        Filters { k, per_group, panels, data, depthwise: false, transformed: None }
+    }
+
+    /// Filters whose sums may be rounded in another order than that of the formula, which is faster: not for integers
+    /// that have to be exact.
+    #[must_use]
+    pub fn in_any_order(self) -> Self {
+        Filters { transformed: Some(OnceLock::new()), ..self }
     }
 }
 
@@ -199,9 +211,44 @@ pub fn conv_then(
         then.apply(y);
     } else if w.depthwise {
         depthwise::conv(threads, g, x, &w.data, bias, y, then);
-    } else {
+    } else if !in_fewer_products(threads, g, x, w, bias, y, then) {
         tiled(threads, g, x, w, bias, y, then);
     }
+}
+
+/// By [`winograd`], where the filters allow it and it pays; whether that was so.
+#[cfg(target_arch = "x86_64")]
+fn in_fewer_products(
+    threads: usize,
+    g: &Geometry,
+    x: &[f32],
+    w: &Filters,
+    bias: Option<&[f32]>,
+    y: &mut [f32],
+    then: Then<'_>,
+) -> bool {
+    let Some(cell) = w.transformed.as_ref().filter(|_| winograd::pays(g)) else { return false };
+    let filters = cell.get_or_init(|| {
+        winograd::transformed(g, &w.panels, |m, c| {
+            let (start, height) = w.panels[w.panels.partition_point(|p| p.0 <= m) - 1];
+            std::array::from_fn(|tap| w.data[start * w.k + (c * 9 + tap) * height + m - start])
+        })
+    });
+    winograd::conv(threads, g, x, (&w.panels, filters), bias, y, then)
+}
+
+/// There is none for this processor.
+#[cfg(not(target_arch = "x86_64"))]
+fn in_fewer_products(
+    _: usize,
+    _: &Geometry,
+    _: &[f32],
+    _: &Filters,
+    _: Option<&[f32]>,
+    _: &mut [f32],
+    _: Then<'_>,
+) -> bool {
+    false
 }
 
 /// Image after image and group after group.

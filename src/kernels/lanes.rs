@@ -31,6 +31,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
     /// The sums.
     unsafe fn add(self, b: Self) -> Self;
+    /// The differences.
+    unsafe fn sub(self, b: Self) -> Self;
     /// The larger ones; where one is a NaN, `b`.
     unsafe fn max(self, b: Self) -> Self;
     /// Every second lane of `self` and of `b`, in an order that [`Lanes::in_order`] makes good.
@@ -90,6 +92,12 @@ impl Lanes for __m512 {
     unsafe fn add(self, b: Self) -> Self {
         // SAFETY: see `splat`.
         unsafe { _mm512_add_ps(self, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn sub(self, b: Self) -> Self {
+        // SAFETY: see `splat`.
+        unsafe { _mm512_sub_ps(self, b) }
     }
 
     #[inline(always)]
@@ -169,6 +177,12 @@ impl Lanes for __m256 {
     unsafe fn add(self, b: Self) -> Self {
         // SAFETY: see `splat`.
         unsafe { _mm256_add_ps(self, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn sub(self, b: Self) -> Self {
+        // SAFETY: see `splat`.
+        unsafe { _mm256_sub_ps(self, b) }
     }
 
     #[inline(always)]

@@ -63,6 +63,8 @@ pub mod rows;
 pub mod simd;
 mod split;
 mod taps;
+#[cfg(target_arch = "x86_64")]
+mod winograd;
 
 /// Sets of instructions that loops are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -27,7 +27,8 @@ pub fn conv_data(threads: usize, g: &Geometry, w: &[f32], dy: &[f32]) -> Vec<f32
     }
     assert_eq!(dy.len(), g.batch * g.filters * out_size, "length of the gradient");
     if let Some(turned) = turned(g) {
-        conv(threads, &turned, dy, &Filters::new(&turned_filters(g, w), &turned), None, &mut dx);
+        let filters = Filters::new(&turned_filters(g, w), &turned).in_any_order();
+        conv(threads, &turned, dy, &filters, None, &mut dx);
         return dx;
     }
     let (per_in, per_out, taps) = (g.channels / g.groups, g.filters / g.groups, g.kernel.iter().product::<usize>());

@@ -184,6 +184,36 @@ pub fn normalize_f64(data: &mut [f64], n: usize, norm: Norm, stats: &mut dyn FnM
     }
 }
 
+multiversion! {
+    /// Adds the products of all pairs of rows of `x`, `[k, n]`, to the lower triangle of `h`, `[k, k]`.
+    ///
+    /// # Panics
+    /// A slice is too short.
+    pub fn add_products(x: &[f32], k: usize, n: usize, h: &mut [f32]) {
+        let row = |i: usize| &x[i * n..][..n];
+        for i in 0..k {
+            let (a, a_rest) = row(i).as_chunks::<LANES>();
+            for j in 0..=i {
+                let (b, b_rest) = row(j).as_chunks::<LANES>();
+                let mut sums = [0.0f32; LANES];
+                for c in 0..a.len() {
+                    for l in 0..LANES {
+                        sums[l] += a[c][l] * b[c][l];
+                    }
+                }
+                let mut sum = 0.0;
+                for l in 0..LANES {
+                    sum += sums[l];
+                }
+                for l in 0..a_rest.len() {
+                    sum += a_rest[l] * b_rest[l];
+                }
+                h[i * k + j] += sum;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,5 +232,20 @@ mod tests {
         assert_eq!(seen[0].0, 2.0);
         softmax(&mut x[3..], 3, false);
         assert_eq!(&x[3..], &[1.0 / 3.0; 3]);
+    }
+
+    #[test]
+    fn products_of_all_pairs_of_rows() {
+        for (k, n) in [(1, 1), (3, 7), (5, 2 * LANES), (4, 2 * LANES + 3), (9, 100)] {
+            let x: Vec<f32> = (0..k * n).map(|i| ((i * 7) % 13) as f32 - 6.0).collect();
+            let mut h = vec![1.0f32; k * k];
+            add_products(&x, k, n, &mut h);
+            for i in 0..k {
+                for j in 0..k {
+                    let sum: f32 = (0..n).map(|r| x[i * n + r] * x[j * n + r]).sum();
+                    assert_eq!(h[i * k + j], if j <= i { 1.0 + sum } else { 1.0 }, "{k} {n} {i} {j}");
+                }
+            }
+        }
     }
 }

@@ -14,7 +14,7 @@
 
 use rayon::prelude::*;
 
-use super::compensate::DAMPING;
+use super::compensate::damping;
 use super::matrix::Matrix;
 use super::moments::{Gathered, Moments};
 use super::{What, add_scaled};
@@ -96,7 +96,7 @@ fn descend(
 ) -> (f64, f64) {
     let value = |q: i32| affine::dequantize_one(q, scale, zero);
     let k = w.len();
-    let damping = (DAMPING * m.energy.iter().sum::<f64>() / k.max(1) as f64) as f32;
+    let damping = (damping(k, m.rows) * m.energy.iter().sum::<f64>() / k.max(1) as f64) as f32;
     let error: Vec<f32> = w.iter().zip(q.iter()).map(|(w, &q)| w - value(q)).collect();
     // Half the gradient of the loss by the error.
     let mut slope: Vec<f32> = error.iter().map(|e| e * damping).collect();

@@ -27,6 +27,15 @@ pub trait Grid: Sync {
 /// How much of the mean of the diagonal is added to the diagonal: the paper's default. Less trusts the samples more.
 pub const DAMPING: f64 = 0.01;
 
+/// Damping by inputs over rows: moments of few rows show dependences that are not there.
+const FEW_ROWS: f64 = 0.1;
+
+/// The damping for moments of `k` inputs that this many rows were seen of: the paper's, or more where they were few.
+#[must_use]
+pub fn damping(k: usize, rows: u64) -> f64 {
+    DAMPING.max(FEW_ROWS * k as f64 / rows.max(1) as f64)
+}
+
 /// Damping beyond which a matrix is given up: by then there is nothing left to compensate with.
 const MOST_DAMPING: f64 = 10.0;
 
@@ -245,6 +254,13 @@ mod tests {
             left.remove(0);
         }
         out
+    }
+
+    #[test]
+    fn few_rows_are_trusted_less() {
+        assert_eq!(damping(64, 100_000), DAMPING);
+        assert_eq!(damping(100, 100), FEW_ROWS);
+        assert!(damping(1152, 392) > 0.29 && damping(3, 0).is_finite());
     }
 
     #[test]

@@ -10,7 +10,7 @@
 use rayon::prelude::*;
 
 use super::What;
-use super::compensate::{DAMPING, Factor, Grid, Order, compensate, losses};
+use super::compensate::{Factor, Grid, Order, compensate, damping, losses};
 use super::matrix::Matrix;
 use super::moments::{Gathered, Moments};
 use crate::error::Result;
@@ -75,7 +75,7 @@ pub fn apply(
 
 fn factors(moments: &[Moments], threads: usize) -> Result<Vec<Factor>> {
     let inner = if moments.len() > 1 { 1 } else { threads };
-    moments.par_iter().map(|m| Factor::new(inner, &m.h, m.k, Order::Energy, DAMPING)).collect()
+    moments.par_iter().map(|m| Factor::new(inner, &m.h, m.k, Order::Energy, damping(m.k, m.rows))).collect()
 }
 
 /// Rounds one weight, group by group. Gives the noise power at the output before and after, summed over the channels.

@@ -3,8 +3,8 @@
 //! output, and so drive every algorithm that rounds or clips by more than the weight itself.
 //!
 //! Positions are drawn evenly and the same way on every run, about four times as many as a row has inputs, so that the
-//! cost stays below that of running the samples. Samples are worked off in batches of fixed size and summed in their
-//! order: memory is bounded and the bits do not depend on threads. Where a matrix would be too large only its diagonal
+//! cost stays below that of running the samples. Samples run one after the other, on all threads, and what one shows of a
+//! tensor is summed at once: memory is that of the sums, and the bits do not depend on threads. Where a matrix would be too large only its diagonal
 //! is kept, and [`Gathered::diagonal_only`] says so.
 //!
 //! Use: [`needs`] with the float model and the plan, and with the model that runs, which is the float model or the one
@@ -15,25 +15,27 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::layout::Layout;
-use super::matrix::{Matrix, transposed};
+use super::matrix::Matrix;
 use crate::calibrate::dataset::Dataset;
 use crate::error::{Context, Result};
 use crate::interp::{CompileOptions, Program, RunOptions};
 use crate::ir::{Attrs, GraphId, Model, ValueId};
 use crate::kernels::conv::{Geometry, for_each_index};
+use crate::kernels::for_each_chunk;
 use crate::kernels::gemm::{Init, PackedB, gemm};
+use crate::kernels::rows::add_products;
 use crate::ops::{Item, conv_geometry};
 use crate::quant::plan::{Decision, NodePlace, Place, QuantPlan};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, buffer, keep};
 
-/// Samples that are run before what they showed is summed: part of the result, so not the number of threads.
-const BATCH: usize = 2;
 /// Elements of the rows that are kept of one source, and rows that are kept however long they are.
 const MOST_KEPT: usize = 1 << 19;
 const LEAST_ROWS: usize = 16;
 /// Columns of a matrix that are summed at once, since only one half of it is computed.
 const COLUMNS: usize = 256;
-/// Inputs up to which plain loops are faster than a packed product.
+/// Patches that one task cuts out.
+const PATCHES: usize = 32;
+/// Inputs up to which sums over rows are faster than a packed product.
 const SMALL: usize = 48;
 
 /// How much may be gathered.
@@ -226,11 +228,8 @@ pub fn gather(model: &Model, needs: &Needs, data: &dyn Dataset, limits: Limits, 
     let mut sums: Vec<Sums> =
         needs.sources.iter().zip(&full).map(|(s, &full)| Sums::new(s.groups, s.k, full)).collect();
     let n = data.len().min(limits.samples);
-    draw(model, needs, data, (n, &|s| rows_wanted(s.k).div_ceil(n.max(1))), threads, &mut |batch| {
-        sums.par_iter_mut().enumerate().for_each(|(s, sums)| {
-            let rows: Vec<&[f32]> = batch.iter().map(|seen| seen[s].as_slice()).collect();
-            sums.add(&rows.concat(), threads);
-        });
+    draw(model, needs, data, (n, &|s| rows_wanted(s.k).div_ceil(n.max(1))), threads, &mut |s, rows| {
+        sums[s].add(rows, threads);
     })?;
     let groups = sums.into_par_iter().map(Sums::finish).collect();
     Ok(Gathered { groups, of: needs.of.clone(), diagonal_only })
@@ -266,27 +265,21 @@ pub fn rows(
     let mut out = Rows { rows: vec![Vec::new(); needs.sources.len()], of: needs.of.clone() };
     let n = data.len().min(samples);
     let quota = |s: &Source| count.min(MOST_KEPT / (s.k * s.groups).max(1)).max(LEAST_ROWS).div_ceil(n.max(1));
-    draw(model, needs, data, (n, &quota), threads, &mut |batch| {
-        for seen in batch {
-            out.rows.iter_mut().zip(seen).for_each(|(all, rows)| all.extend_from_slice(rows));
-        }
-    })?;
+    draw(model, needs, data, (n, &quota), threads, &mut |s, rows| out.rows[s].extend_from_slice(rows))?;
     Ok(out)
 }
 
 /// How many rows a sample gives of a source.
 type Quota<'a> = &'a dyn Fn(&Source) -> usize;
-/// Rows of each source, for each sample of a batch.
-type Batch = [Vec<Vec<f32>>];
 
-/// Runs a model on `n` samples, spread evenly, and hands over rows of every source, batch by batch.
+/// Runs a model on `n` samples, spread evenly, and hands over rows of every source as they come.
 fn draw(
     model: &Model,
     needs: &Needs,
     data: &dyn Dataset,
     (n, quota): (usize, Quota<'_>),
     threads: usize,
-    each: &mut dyn FnMut(&Batch),
+    each: &mut dyn FnMut(usize, &[f32]),
 ) -> Result<()> {
     let mut watched: BTreeMap<Place, Vec<(usize, usize)>> = BTreeMap::new();
     for (i, s) in needs.sources.iter().enumerate() {
@@ -294,10 +287,10 @@ fn draw(
     }
     let program =
         Program::compile(model, &CompileOptions { watch: &|g, v| watched.contains_key(&(g, v)), skip_unknown: true })?;
-    let inner = if BATCH.min(n) >= threads { 1 } else { threads };
-    let run = |i: usize| {
+    let mut rows = Vec::new();
+    for i in 0..n {
         let sample = data.sample(i * data.len() / n)?;
-        let mut seen: Vec<Vec<f32>> = vec![Vec::new(); needs.sources.len()];
+        let mut seen = vec![0; needs.sources.len()];
         let mut calls = 0u64;
         let tap = &mut |g: GraphId, v: ValueId, item: &Item| {
             if let (Item::Tensor(t), Some(sources)) = (item, watched.get(&(g, v))) {
@@ -305,19 +298,17 @@ fn draw(
                 for &(s, quota) in sources {
                     let source = &needs.sources[s];
                     // In a loop the first iterations show enough.
-                    let left = (2 * quota).saturating_sub(seen[s].len() / (source.k * source.groups).max(1));
-                    source.cut_rows(t, quota.min(left), (i as u64) << 32 | calls, &mut seen[s]);
+                    let left = (2 * quota).saturating_sub(seen[s]);
+                    rows.clear();
+                    source.cut_rows(t, quota.min(left), (i as u64) << 32 | calls, threads, &mut rows);
+                    seen[s] += rows.len() / (source.k * source.groups).max(1);
+                    each(s, &rows);
                 }
             }
             Ok(())
         };
-        let options = RunOptions { threads: inner, ..RunOptions::default() };
+        let options = RunOptions { threads, ..RunOptions::default() };
         program.run_named(&sample.inputs, options, tap).with_context(|| sample.origin.clone())?;
-        Ok(seen)
-    };
-    for first in (0..n).step_by(BATCH) {
-        let batch = (first..n.min(first + BATCH)).into_par_iter().map(run).collect::<Result<Vec<_>>>()?;
-        each(&batch);
     }
     Ok(())
 }
@@ -339,7 +330,7 @@ fn affordable(sources: &[Source], limits: Limits) -> (Vec<bool>, Vec<usize>) {
 
 /// Rows that are drawn over all samples: enough for the matrix to be well-conditioned together with some damping.
 fn rows_wanted(k: usize) -> usize {
-    (4 * k).clamp(2048, 8192)
+    (4 * k).clamp(1024, 8192)
 }
 
 /// `count` positions out of `total`, one from each of as many equal stretches, at a place in it that depends on `seed`.
@@ -356,7 +347,7 @@ fn positions(total: usize, count: usize, seed: u64) -> impl Iterator<Item = usiz
 
 impl Source {
     /// Appends at most `count` rows of a tensor, `[groups * k]` each; none when it has another shape or type.
-    fn cut_rows(&self, t: &Tensor, count: usize, seed: u64, out: &mut Vec<f32>) {
+    fn cut_rows(&self, t: &Tensor, count: usize, seed: u64, threads: usize, out: &mut Vec<f32>) {
         let Ok(x) = t.slice::<f32>() else { return };
         match &self.cut {
             Cut::Rows => {
@@ -368,7 +359,7 @@ impl Source {
             }
             Cut::Patches { attrs, weight } => {
                 if let Ok(g) = conv_geometry(attrs, ("X", t.shape()), ("W", weight)) {
-                    patches(&g, x, count, seed, out);
+                    patches(&g, x, count, seed, threads, out);
                 }
             }
         }
@@ -380,33 +371,47 @@ fn finite(x: f32) -> f32 {
 }
 
 /// Appends patches `[channels, kernel…]` at some of the positions of the output.
-fn patches(g: &Geometry, x: &[f32], count: usize, seed: u64, out: &mut Vec<f32>) {
-    let rank = g.input.len();
+fn patches(g: &Geometry, x: &[f32], count: usize, seed: u64, threads: usize, out: &mut Vec<f32>) {
     let (size, places) = (g.input.iter().product::<usize>(), g.output.iter().product::<usize>());
     if size == 0 || places == 0 {
         return;
     }
-    let mut taps: Vec<Option<usize>> = Vec::new();
-    for p in positions(g.batch * places, count, seed) {
-        let (image, mut place) = (p / places, p % places);
-        let mut at = vec![0; rank];
-        for d in (0..rank).rev() {
-            at[d] = place % g.output[d] * g.stride[d];
-            place /= g.output[d];
-        }
-        taps.clear();
-        for_each_index(&g.kernel, |tap| {
-            let mut from = Some(0);
-            for d in 0..rank {
-                let i = (at[d] + tap[d] * g.dilation[d]).checked_sub(g.begin[d]).filter(|&i| i < g.input[d]);
-                from = from.zip(i).map(|(from, i)| from * g.input[d] + i);
+    let at: Vec<usize> = positions(g.batch * places, count, seed).collect();
+    let row = g.channels * g.kernel.iter().product::<usize>();
+    let start = out.len();
+    out.resize(start + at.len() * row, 0.0);
+    for_each_chunk(threads, &mut out[start..], PATCHES * row, &|i, out| {
+        let mut taps = Vec::new();
+        for (&p, out) in at[i * PATCHES..].iter().zip(out.chunks_exact_mut(row)) {
+            let (image, place) = (p / places, p % places);
+            patch(g, place, &mut taps);
+            let channels = x[image * g.channels * size..][..g.channels * size].chunks_exact(size);
+            for (channel, out) in channels.zip(out.chunks_exact_mut(taps.len())) {
+                for i in 0..out.len() {
+                    out[i] = taps[i].map_or(0.0, |t| finite(channel[t]));
+                }
             }
-            taps.push(from);
-        });
-        for channel in x[image * g.channels * size..][..g.channels * size].chunks_exact(size) {
-            out.extend(taps.iter().map(|t| t.map_or(0.0, |t| finite(channel[t]))));
         }
+    });
+}
+
+/// Where the taps of a position of the output lie in a channel; `None` in the padding.
+fn patch(g: &Geometry, mut place: usize, taps: &mut Vec<Option<usize>>) {
+    let rank = g.input.len();
+    let mut at = vec![0; rank];
+    for d in (0..rank).rev() {
+        at[d] = place % g.output[d] * g.stride[d];
+        place /= g.output[d];
     }
+    taps.clear();
+    for_each_index(&g.kernel, |tap| {
+        let mut from = Some(0);
+        for d in 0..rank {
+            let i = (at[d] + tap[d] * g.dilation[d]).checked_sub(g.begin[d]).filter(|&i| i < g.input[d]);
+            from = from.zip(i).map(|(from, i)| from * g.input[d] + i);
+        }
+        taps.push(from);
+    });
 }
 
 /// Running sums of one source.
@@ -442,72 +447,80 @@ impl Sums {
             return;
         }
         for row in x.chunks_exact(n) {
-            for (i, &x) in row.iter().enumerate() {
-                self.sum[i] += f64::from(x);
-                self.sum_sq[i] += f64::from(x) * f64::from(x);
+            let (sum, sum_sq) = (&mut self.sum[..n], &mut self.sum_sq[..n]);
+            for i in 0..n {
+                let x = f64::from(row[i]);
+                sum[i] += x;
+                sum_sq[i] += x * x;
             }
         }
         let rows = x.len() / n;
         self.rows += rows as u64;
         if self.full && rows > 0 {
             let k = self.k;
-            for (group, h) in self.h.chunks_exact_mut(k * k).enumerate() {
-                if k <= SMALL {
-                    for row in x.chunks_exact(n) {
-                        add_small(&row[group * k..][..k], h);
-                    }
-                } else {
-                    add_product(x, n, group * k, k, h, threads);
+            let inner = if self.groups > 1 { 1 } else { threads };
+            for_each_chunk(threads, &mut self.h, k * k, &|group, h| add_product(x, n, group * k, k, h, inner));
+        }
+    }
+
+    fn finish(mut self) -> Vec<Moments> {
+        let k = self.k;
+        let n = self.rows.max(1) as f64;
+        for h in self.h.chunks_exact_mut((k * k).max(1)) {
+            for i in 0..k {
+                for j in 0..=i {
+                    let mean = (f64::from(h[i * k + j]) / n) as f32;
+                    h[i * k + j] = mean;
+                    h[j * k + i] = mean;
                 }
             }
         }
-    }
-
-    fn finish(self) -> Vec<Moments> {
-        let k = self.k;
-        let n = self.rows.max(1) as f64;
         let over = |sums: &[f64], group: usize| sums[group * k..][..k].iter().map(|x| x / n).collect::<Vec<_>>();
         (0..self.groups)
-            .map(|group| {
-                let mut h = if self.full { self.h[group * k * k..][..k * k].to_vec() } else { Vec::new() };
-                if self.full {
-                    for i in 0..k {
-                        for j in 0..=i {
-                            let mean = (f64::from(h[i * k + j]) / n) as f32;
-                            h[i * k + j] = mean;
-                            h[j * k + i] = mean;
-                        }
-                    }
-                }
-                Moments { k, mean: over(&self.sum, group), energy: over(&self.sum_sq, group), h, rows: self.rows }
+            .map(|group| Moments {
+                k,
+                mean: over(&self.sum, group),
+                energy: over(&self.sum_sq, group),
+                h: match (self.full, self.groups) {
+                    (false, _) => Vec::new(),
+                    // The only one, which may be large.
+                    (true, 1) => std::mem::take(&mut self.h),
+                    (true, _) => self.h[group * k * k..][..k * k].to_vec(),
+                },
+                rows: self.rows,
             })
             .collect()
-    }
-}
-
-fn add_small(x: &[f32], h: &mut [f32]) {
-    let k = x.len();
-    for (i, &a) in x.iter().enumerate() {
-        for (h, &b) in h[i * k..][..=i].iter_mut().zip(x) {
-            *h += a * b;
-        }
     }
 }
 
 /// Adds `Xᵀ X` of columns `from..from + k` of `x`, `[rows, n]`, to the lower triangle of `h`.
 fn add_product(x: &[f32], n: usize, from: usize, k: usize, h: &mut [f32], threads: usize) {
     let rows = x.len() / n;
-    let part: Vec<f32> = x.chunks_exact(n).flat_map(|row| &row[from..from + k]).copied().collect();
-    let across = transposed(&part, rows, k);
+    let mut across = buffer(k * rows);
+    for (r, row) in x.chunks_exact(n).enumerate() {
+        let row = &row[from..from + k];
+        for i in 0..k {
+            across[i * rows + r] = row[i];
+        }
+    }
+    if k <= SMALL {
+        add_products(&across, k, rows, h);
+        keep(across);
+        return;
+    }
     for first in (0..k).step_by(COLUMNS) {
         let width = COLUMNS.min(k - first);
-        let packed = PackedB::new(&part[first..], rows, width, k, 1);
+        let packed = PackedB::new(&x[from + first..], rows, width, n, 1);
         let below = k - first;
-        let mut product = vec![0.0; below * width];
+        let mut product = buffer(below * width);
         gemm(threads, below, &across[first * rows..], &packed, Init::Zero, &mut product);
         for (i, row) in product.chunks_exact(width).enumerate() {
             let h = &mut h[(first + i) * k + first..][..width];
-            h.iter_mut().zip(row).for_each(|(h, x)| *h += x);
+            for i in 0..width {
+                h[i] += row[i];
+            }
         }
+        keep(product);
     }
+    keep(across);
 }

@@ -2,13 +2,14 @@
 //! ONNX Runtime / ours (above 1 we are faster), as a Markdown table.
 //!
 //! ```text
-//! cargo bench --bench models -- [--zoo DIR] [--seconds S] [--profile] [--against DIR] [NAME...]
+//! cargo bench --bench models -- [--zoo DIR] [--seconds S] [--tract] [--profile] [--against DIR] [NAME...]
 //! ```
 //!
 //! `DIR` (or the environment variable `ZOO_DIR`) holds `models/NAME.onnx` and samples `data/NAME/eval/*.npz`. Without it
 //! the light models of the `onnx` Python package run, which are ResNet-50, DenseNet, VGG and so on with weights that are
 //! made up. Rounds of both sides alternate, and the median of the rounds' ratios counts. Time is what each thread was running, so
-//! that other work on the machine matters little. `--profile` prints where our time goes instead. `--against DIR` compares our own times for the models
+//! that other work on the machine matters little. `--tract` takes tract in place of ONNX Runtime (the Python package, which is
+//! installed beside it). `--profile` prints where our time goes instead. `--against DIR` compares our own times for the models
 //! there, such as quantized ones, with those of the float models of the same names.
 
 use std::collections::BTreeMap;
@@ -43,6 +44,7 @@ struct Args {
     zoo: Option<PathBuf>,
     seconds: f64,
     profile: bool,
+    tract: bool,
     against: Option<PathBuf>,
     names: Vec<String>,
 }
@@ -52,6 +54,7 @@ fn args() -> Args {
         zoo: std::env::var_os("ZOO_DIR").map(PathBuf::from),
         seconds: 3.0,
         profile: false,
+        tract: false,
         against: None,
         names: Vec::new(),
     };
@@ -66,6 +69,7 @@ fn args() -> Args {
             "--against" => args.against = Some(value("--against", &mut given).into()),
             "--seconds" => args.seconds = value("--seconds", &mut given).parse().expect("--seconds is a number"),
             "--profile" => args.profile = true,
+            "--tract" => args.tract = true,
             _ => args.names.push(a),
         }
     }
@@ -189,16 +193,21 @@ fn pairs(
     Ok([median(a), median(b), median(ratios)])
 }
 
-fn against_onnx_runtime(case: &Case, seconds: f64) -> Result<[f64; 3]> {
+/// ONNX Runtime, or tract.
+fn against_another(case: &Case, tract: bool, seconds: f64) -> Result<[f64; 3]> {
+    let name = other(tract);
     let ours = Ours::new(&case.model, &case.samples)?;
-    let load = json!({"do": "load", "model": case.model, "samples": case.samples});
-    python::call(SCRIPT, load).map_err(|e| anyhow!("ONNX Runtime: {e}"))?;
+    let load = json!({"do": "load", "model": case.model, "samples": case.samples, "tract": tract});
+    python::call(SCRIPT, load).map_err(|e| anyhow!("{name}: {}", e.lines().next().unwrap_or_default()))?;
     let mut theirs = |times: usize| {
-        let ms =
-            python::call(SCRIPT, json!({"do": "run", "times": times})).map_err(|e| anyhow!("ONNX Runtime: {e}"))?;
+        let ms = python::call(SCRIPT, json!({"do": "run", "times": times})).map_err(|e| anyhow!("{name}: {e}"))?;
         ms.as_f64().context("a number")
     };
     pairs(seconds, &mut |n| ours.run(n), &mut theirs)
+}
+
+fn other(tract: bool) -> &'static str {
+    if tract { "tract" } else { "ONNX Runtime" }
 }
 
 fn against_float(case: &Case, folder: &Path, seconds: f64) -> Result<[f64; 3]> {
@@ -272,14 +281,14 @@ fn main() {
         }
         return;
     }
-    let other = if args.against.is_some() { "float, ms" } else { "ONNX Runtime, ms" };
-    println!("| model | ours, ms | {other} | ratio |\n|---|---:|---:|---:|");
+    let other = if args.against.is_some() { "float" } else { other(args.tract) };
+    println!("| model | ours, ms | {other}, ms | ratio |\n|---|---:|---:|---:|");
     let mut ratios = Vec::new();
     for case in &cases {
         let found = match &args.against {
             Some(folder) if !folder.join(format!("{}.onnx", case.name)).exists() => continue,
             Some(folder) => against_float(case, folder, args.seconds),
-            None => against_onnx_runtime(case, args.seconds),
+            None => against_another(case, args.tract, args.seconds),
         };
         match found {
             Ok([ours, theirs, ratio]) => {

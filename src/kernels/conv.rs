@@ -534,11 +534,8 @@ fn pack_equal<const N: usize>(
 
 #[inline(always)]
 fn copy(from: &[f32], to: &mut [f32]) {
-    let (to, from) = (to.as_chunks_mut::<COPIED>().0, from.as_chunks::<COPIED>().0);
-    let n = to.len().min(from.len());
-    let (to, from) = (&mut to[..n], &from[..n]);
-    for i in 0..n {
-        to[i] = from[i];
+    for (to, from) in to.as_chunks_mut::<COPIED>().0.iter_mut().zip(from.as_chunks::<COPIED>().0) {
+        *to = *from;
     }
 }
 

@@ -108,6 +108,7 @@ passes! {
     fold_constants
     fuse_conv_batch_norm
     fuse_mat_mul_add
+    hoist_channel_wise
     infer_shapes
     inline_functions
     name_nodes
@@ -157,6 +158,7 @@ pub const PREPARE: Pipeline = Pipeline {
             fold_constants::PASS,
             eliminate_identity::PASS,
             eliminate_common_subexpressions::PASS,
+            hoist_channel_wise::PASS,
             fuse_mat_mul_add::PASS,
             fuse_conv_batch_norm::PASS,
             eliminate_dead::PASS,

@@ -71,6 +71,7 @@ pub struct Filters {
     data: Vec<f32>,
     depthwise: bool,
     /// What `winograd` takes, from its first use on; `None` where sums have to be those of the formula.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for processors that have the transforms"))]
     transformed: Option<OnceLock<Vec<f32>>>,
 }
 
@@ -211,7 +212,11 @@ pub fn conv_then(
         then.apply(y);
     } else if w.depthwise {
         depthwise::conv(threads, g, x, &w.data, bias, y, then);
-    } else if !in_fewer_products(threads, g, x, w, bias, y, then) {
+    } else {
+        #[cfg(target_arch = "x86_64")]
+        if in_fewer_products(threads, g, x, w, bias, y, then) {
+            return;
+        }
         tiled(threads, g, x, w, bias, y, then);
     }
 }
@@ -235,20 +240,6 @@ fn in_fewer_products(
         })
     });
     winograd::conv(threads, g, x, (&w.panels, filters), bias, y, then)
-}
-
-/// There is none for this processor.
-#[cfg(not(target_arch = "x86_64"))]
-fn in_fewer_products(
-    _: usize,
-    _: &Geometry,
-    _: &[f32],
-    _: &Filters,
-    _: Option<&[f32]>,
-    _: &mut [f32],
-    _: Then<'_>,
-) -> bool {
-    false
 }
 
 /// Image after image and group after group.

@@ -8,6 +8,7 @@
 //! Weights that others use are left as they are; the node gets weights of its own. Results differ by rounding: the
 //! new weights are computed in 64 bits and rounded once.
 
+use super::rewrite::wherever;
 use super::{Ctx, Info, Pass, pattern};
 use crate::error::Result;
 use crate::ir::builder::Beside;
@@ -26,28 +27,13 @@ impl Pass for FuseConvBatchNorm {
     }
 
     fn run(&self, model: &mut Model, ctx: &mut Ctx<'_>) -> Result<bool> {
-        let mut names: Option<Names> = None;
-        let mut changed = false;
-        for id in model.graph_ids().collect::<Vec<_>>() {
-            if model.is_in_function(id) {
-                continue;
-            }
-            for n in model.graph(id).order()? {
-                let found = behind(model, id, n).or_else(|skip| match skip {
-                    Skip::No => before(model, id, n),
-                    near => Err(near),
-                });
-                match found {
-                    Ok(fused) => {
-                        let names = names.get_or_insert_with(|| Names::of(model));
-                        apply(model, names, id, fused)?;
-                        changed = true;
-                    }
-                    Err(skip) => ctx.skip("fuse_conv_batch_norm", model.graph(id).node(n).location(), skip),
-                }
-            }
-        }
-        Ok(changed)
+        let find = |model: &Model, id, n| {
+            behind(model, id, n).or_else(|skip| match skip {
+                Skip::No => before(model, id, n),
+                near => Err(near),
+            })
+        };
+        wherever(model, ctx, self.info().name, find, |model, names, id, _, fused| apply(model, names, id, fused))
     }
 }
 

@@ -5,6 +5,7 @@
 //! higher rank the `MatMul` stays: `Gemm` would need a `Reshape` on either side, which ONNX Runtime adds by itself where it
 //! pays. A transposed constant needs no pass of its own: `fold_constants` stores it transposed.
 
+use super::rewrite::wherever;
 use super::{Ctx, Info, Pass, pattern};
 use crate::error::Result;
 use crate::ir::builder::Beside;
@@ -23,28 +24,17 @@ impl Pass for FuseMatMulAdd {
     }
 
     fn run(&self, model: &mut Model, ctx: &mut Ctx<'_>) -> Result<bool> {
-        let mut names: Option<Names> = None;
-        let mut changed = false;
-        for id in model.graph_ids().collect::<Vec<_>>() {
-            if model.is_in_function(id) {
-                continue;
-            }
-            for n in model.graph(id).order()? {
-                match product_and_sum(model, id, n) {
-                    Ok(found) => {
-                        fuse(model, names.get_or_insert_with(|| Names::of(model)), id, n, found);
-                        changed = true;
-                    }
-                    Err(skip) => ctx.skip("fuse_mat_mul_add", model.graph(id).node(n).location(), skip),
-                }
-                for (slot, factor) in [(1, "alpha"), (2, "beta")] {
-                    if let Ok(scaled) = factor_of(model, id, n, slot, factor) {
-                        let names = names.get_or_insert_with(|| Names::of(model));
-                        take_factor(model, names, id, n, slot, factor, scaled);
-                        changed = true;
-                    }
-                }
-            }
+        let name = self.info().name;
+        let mut changed = wherever(model, ctx, name, product_and_sum, |model, names, id, n, found| {
+            fuse(model, names, id, n, found);
+            Ok(())
+        })?;
+        for (slot, factor) in [(1, "alpha"), (2, "beta")] {
+            let find = |model: &Model, id, n| factor_of(model, id, n, slot, factor);
+            changed |= wherever(model, ctx, name, find, |model, names, id, n, scaled| {
+                take_factor(model, names, id, n, slot, factor, scaled);
+                Ok(())
+            })?;
         }
         Ok(changed)
     }

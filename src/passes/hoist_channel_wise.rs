@@ -5,6 +5,7 @@
 //! - `Add`, `Sub`, `Mul` and `Div` with a constant that has an element for each channel, or one for all.
 //! - `Relu`, and `Clip` between constants.
 
+use super::rewrite::wherever;
 use super::{Ctx, Info, Pass, pattern};
 use crate::error::Result;
 use crate::ir::builder::Beside;
@@ -26,23 +27,10 @@ impl Pass for HoistChannelWise {
     }
 
     fn run(&self, model: &mut Model, ctx: &mut Ctx<'_>) -> Result<bool> {
-        let mut names: Option<Names> = None;
-        let mut changed = false;
-        for id in model.graph_ids().collect::<Vec<_>>() {
-            if model.is_in_function(id) {
-                continue;
-            }
-            for n in model.graph(id).order()? {
-                match behind_movement(model, id, n) {
-                    Ok(found) => {
-                        hoist(model, names.get_or_insert_with(|| Names::of(model)), id, n, found);
-                        changed = true;
-                    }
-                    Err(skip) => ctx.skip("hoist_channel_wise", model.graph(id).node(n).location(), skip),
-                }
-            }
-        }
-        Ok(changed)
+        wherever(model, ctx, self.info().name, behind_movement, |model, names, id, n, found| {
+            hoist(model, names, id, n, found);
+            Ok(())
+        })
     }
 }
 

@@ -1,6 +1,40 @@
-//! Edits that several passes make: letting users of a value read another one, replacing a value by an equal one.
+//! What several passes do: editing wherever a pattern is found, letting users of a value read another one, replacing a
+//! value by an equal one.
 
-use crate::ir::{Def, GraphId, Model, ValueId};
+use super::Ctx;
+use super::pattern::Match;
+use crate::error::Result;
+use crate::ir::{Def, GraphId, Model, Names, NodeId, ValueId};
+
+/// Edits every node at which `find` finds its pattern, in the order of execution, outside functions, and says whether
+/// there was one. Near misses are told to the pass's user.
+pub(super) fn wherever<F>(
+    model: &mut Model,
+    ctx: &mut Ctx<'_>,
+    pass: &'static str,
+    find: impl Fn(&Model, GraphId, NodeId) -> Match<F>,
+    mut edit: impl FnMut(&mut Model, &mut Names, GraphId, NodeId, F) -> Result<()>,
+) -> Result<bool> {
+    let mut names: Option<Names> = None;
+    for id in model.graph_ids().collect::<Vec<_>>() {
+        if model.is_in_function(id) {
+            continue;
+        }
+        for n in model.graph(id).order()? {
+            match find(model, id, n) {
+                Ok(found) => {
+                    let names = match &mut names {
+                        Some(names) => names,
+                        None => names.insert(Names::of(model)),
+                    };
+                    edit(model, names, id, n, found)?;
+                }
+                Err(skip) => ctx.skip(pass, model.graph(id).node(n).location(), skip),
+            }
+        }
+    }
+    Ok(names.is_some())
+}
 
 /// Lets every node that reads `old`, and every body that uses it, read `new`. Graph outputs stay.
 pub(super) fn redirect(model: &mut Model, graph: GraphId, old: ValueId, new: ValueId) {

@@ -113,6 +113,17 @@ impl Filters {
         Filters { k, per_group, panels, data, depthwise: false, transformed: None }
     }
 
+    /// Elements that are kept beside the packed ones for filters of this shape, `[filters, channels, kernel…]`, in any
+    /// order, at most.
+    #[must_use]
+    pub fn extra(shape: &[usize]) -> usize {
+        match *shape {
+            #[cfg(target_arch = "x86_64")]
+            [filters, channels, 3, 3] => winograd::size(channels, filters),
+            _ => 0,
+        }
+    }
+
     /// Filters whose sums may be rounded in another order than that of the formula, which is faster: not for integers
     /// that have to be exact.
     #[must_use]

@@ -41,6 +41,12 @@ const MOST_PAIRS: usize = 1 << 17;
 /// Multiplications of a direct convolution that one of these must replace to pay: the transforms take time, too.
 const LEAST_SAVED: f64 = 1.6;
 
+/// Elements of the filters that [`transformed`] makes; 0 where this way is not gone whatever the size of the input.
+pub(super) fn size(channels: usize, filters: usize) -> usize {
+    let pairs = channels.saturating_mul(filters);
+    if channels.min(filters) >= LEAST_CHANNELS && pairs <= MOST_PAIRS { POINTS * pairs } else { 0 }
+}
+
 /// Whether this way is faster.
 pub(super) fn pays(g: &Geometry) -> bool {
     if Isa::get() == Isa::Base {
@@ -51,9 +57,7 @@ pub(super) fn pays(g: &Geometry) -> bool {
     }
     let blocks = Blocks::new(g);
     let tiles = blocks.n * blocks.width.next_multiple_of(Tile::best().columns / 2);
-    g.channels.min(g.filters) >= LEAST_CHANNELS
-        && g.channels * g.filters <= MOST_PAIRS
-        && (9 * g.output[0] * g.output[1]) as f64 > LEAST_SAVED * (POINTS * tiles) as f64
+    size(g.channels, g.filters) > 0 && (9 * g.output[0] * g.output[1]) as f64 > LEAST_SAVED * (POINTS * tiles) as f64
 }
 
 /// The tiles of an image in blocks: some rows of tiles, or a part of one row.
@@ -114,7 +118,7 @@ pub(super) fn transformed(
         [a / (p * p * q * q), at(p, of_p), at(-p, of_p), at(q, of_q), at(-q, of_q), c]
     }
     let (channels, filters) = (g.channels, g.filters);
-    let mut out = vec![0.0f32; POINTS * channels * filters];
+    let mut out = vec![0.0f32; size(channels, filters)];
     for &(start, height) in panels {
         for m in 0..height {
             for c in 0..channels {

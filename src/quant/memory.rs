@@ -8,12 +8,15 @@ use super::facts::Facts;
 use crate::calibrate::histogram::MAX_BINS;
 use crate::error::Result;
 use crate::ir::{Def, GraphId, Model, ValueId};
+use crate::kernels::conv::Filters;
 
 /// The program itself, its threads and the buffers that files are read through.
 const BASE: u64 = 12 << 20;
 /// Stored weights: as the file has them, packed for the float model's multiplications, and of a quantized model in
 /// work (integers, packed integers).
 const WEIGHT_COPIES: u64 = 3;
+/// What kernels make of weights beside packed ones: for the float model and for a quantized one in work.
+const EXTRA_COPIES: u64 = 2;
 /// Inputs, outputs and working memory of operators beside the values that are alive.
 const ACTIVATION_COPIES: f64 = 1.5;
 
@@ -40,10 +43,7 @@ impl Need {
             // A body runs while the values of the outer graph are alive.
             alive += peak(model, id, facts)?;
         }
-        Ok(Need {
-            fixed: BASE + WEIGHT_COPIES * stored(model) + statistics,
-            per_sample: (ACTIVATION_COPIES * alive as f64) as u64,
-        })
+        Ok(Need { fixed: BASE + weights(model) + statistics, per_sample: (ACTIVATION_COPIES * alive as f64) as u64 })
     }
 
     /// Bytes with so many samples at a time.
@@ -59,12 +59,15 @@ impl Need {
     }
 }
 
-/// Bytes of all stored tensors.
-fn stored(model: &Model) -> u64 {
+/// Bytes of all stored tensors and of what is made of them.
+fn weights(model: &Model) -> u64 {
     let bytes = |id: GraphId| {
         let g = model.graph(id);
         let of = |v: &ValueId| match &g.value(*v).def {
-            Def::Initializer(t) | Def::Overridable(t) => (t.len() * t.dtype().bits() / 8) as u64,
+            Def::Initializer(t) | Def::Overridable(t) => {
+                let extra = Filters::extra(t.shape()) * size_of::<f32>();
+                WEIGHT_COPIES * (t.len() * t.dtype().bits() / 8) as u64 + EXTRA_COPIES * extra as u64
+            }
             _ => 0,
         };
         g.initializers().iter().map(of).sum::<u64>()

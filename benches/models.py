@@ -45,13 +45,16 @@ def with_tract(model, feeds):
             loaded.set_input_fact(i, ",".join(filter(None, [shape, TRACT_TYPES[str(feed[name].dtype)]])))
         return loaded.into_model().into_runnable(), names
 
+    def shapes(feed):
+        return tuple(sorted((k, v.shape) for k, v in feed.items()))
+
     by_shapes = {}
     for f in feeds:
-        key = tuple(sorted((k, v.shape) for k, v in f.items()))
-        by_shapes.setdefault(key, made(f))
+        if shapes(f) not in by_shapes:
+            by_shapes[shapes(f)] = made(f)
 
     def run(feed):
-        runnable, names = by_shapes[tuple(sorted((k, v.shape) for k, v in feed.items()))]
+        runnable, names = by_shapes[shapes(feed)]
         runnable.run([feed[n] for n in names])
 
     return run

@@ -60,7 +60,8 @@ fn behind_movement(model: &Model, id: GraphId, n: NodeId) -> Match<Found> {
         let other = 1 - slot;
         let t = constant(model, id, n, other).ok_or(Skip::No)?;
         let places = places(model, id, movement)?;
-        let shape = before(&t, &places)?;
+        let channels = g.value(from).ty.as_ref().and_then(ValueType::shape).and_then(|s| s.get(1)?.known());
+        let shape = before(&t, &places, channels)?;
         let t = t.reshaped(&shape).map_err(|_| Skip::No)?;
         Some((other, t))
     } else {
@@ -99,14 +100,18 @@ fn places(model: &Model, id: GraphId, movement: NodeId) -> Match<(Vec<usize>, us
     Ok(((0..rank).filter(|i| !gone.contains(i)).collect(), rank))
 }
 
-/// The shape of an operand in front of the movement: one element, or one for each channel.
-fn before(t: &Tensor, (places, rank): &(Vec<usize>, usize)) -> Match<Vec<usize>> {
+/// The shape of an operand in front of the movement: one element, or one for each channel. One that would make more
+/// channels stays.
+fn before(t: &Tensor, (places, rank): &(Vec<usize>, usize), channels: Option<usize>) -> Match<Vec<usize>> {
     let mut shape = vec![1; *rank];
     require(t.rank() <= places.len())?;
     for (&size, &place) in t.shape().iter().zip(&places[places.len() - t.rank()..]) {
         if size != 1 {
             if place != 1 {
                 return because("its constant differs along another axis than the channels");
+            }
+            if Some(size) != channels {
+                return because("its constant has another number of channels");
             }
             shape[place] = size;
         }

@@ -573,13 +573,20 @@ impl Search<'_> {
     ) -> Result<Attempt> {
         let partition = variant.partition(self.config, noise);
         let allowed = power(floor);
-        // Measured noise by predicted noise.
-        let mut ratio = power(first.db) / noise.of(&first.plan).max(f64::MIN_POSITIVE);
+        // What is predicted of a plan that is let through: less than what is allowed where the prediction is too good.
+        let mut limit = allowed * noise.of(&first.plan) / power(first.db).max(f64::MIN_POSITIVE);
+        // The largest limit that gave a plan over the floor, the lowest that gave one under it, and all plans.
+        let (mut over, mut under) = (None, None);
+        let mut tried = Vec::new();
         let mut best = first;
         for _ in 0..ATTEMPTS {
-            let Some(out) = self.priced(&partition, excluded, allowed / ratio)? else { break };
+            let Some(out) = self.priced(&partition, excluded, limit)? else { break };
+            if tried.contains(&out) {
+                break;
+            }
             let attempt = self.attempt(variant, &out, polish)?;
-            let predicted = noise.of(&attempt.plan) * ratio;
+            tried.push(out);
+            let predicted = noise.of(&attempt.plan);
             let (is_over, was_over) = (attempt.db >= floor, best.db >= floor);
             let slow = |a: &Attempt| partition.time(&a.plan).map_or(-(a.plan.macs().1 as f64), |t| t.1);
             let is_better = match (is_over, was_over) {
@@ -590,13 +597,18 @@ impl Search<'_> {
             if is_better {
                 best = attempt;
             }
-            // Nothing in integers has no noise: a plan between this one and the last is looked for.
             if is_over && measured * 1.5 > allowed {
                 break;
             }
-            // Between half and ten times: one odd measurement does not end the search.
-            let step = measured / predicted.max(f64::MIN_POSITIVE);
-            ratio *= if is_over { step.clamp(0.5, 0.95) } else { step.clamp(1.2, 10.0) };
+            *(if is_over { &mut over } else { &mut under }) = Some(limit);
+            limit = match (over, under) {
+                (Some(over), Some(under)) => f64::sqrt(over * under),
+                // Nothing in integers has no noise: a plan between this one and the last is looked for. And not by more
+                // than ten times: one odd measurement does not end the search.
+                (Some(over), None) => over / (measured / allowed).clamp(0.5, 0.95),
+                (_, Some(under)) => predicted.min(under) / (measured / allowed).clamp(1.2, 10.0),
+                (None, None) => break,
+            };
         }
         Ok(best)
     }

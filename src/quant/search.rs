@@ -643,8 +643,13 @@ impl Search<'_> {
     fn noise(&self, variant: &Variant, plan: &QuantPlan, excluded: &Excluded, polish: Polish<'_>) -> Result<Noise> {
         self.progress.begin("finding gradients", 1);
         let all = NoiseOptions::default();
-        // What is predicted is verified: of models that take long, half the passes are enough.
-        let options = if plan.macs().0 > SOME_MACS { NoiseOptions { passes: all.passes / 2, ..all } } else { all };
+        // What is predicted is verified: of models that take long, a part of the passes is enough.
+        let part = match plan.macs().0 {
+            macs if macs > MUCH_MACS => 4,
+            macs if macs > SOME_MACS => 2,
+            _ => 1,
+        };
+        let options = NoiseOptions { passes: all.passes / part, ..all };
         let model = NoiseModel::new(&variant.solver(self.config), plan, &self.fit, &options)?;
         self.progress.end();
         let parts = model.contributions(&variant.model, plan);

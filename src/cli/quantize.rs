@@ -455,7 +455,8 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     let Some(input) = args.input else { return usage("no model was given") };
     let selection = Selection::new(&args.select)?;
     let mut dump = Dump::new(&args.dump)?;
-    let mode = args.weights.mode(args.scheme.types.weight_type, args.scheme.min_sqnr.is_some())?;
+    let has_floor = args.scheme.min_sqnr.is_some();
+    let mode = args.weights.mode(args.scheme.types.weight_type, has_floor, &args.scheme.without)?;
     let mut base = Config::new(&args.scheme.target)?;
     if args.scheme.prefer == Prefer::Size {
         base.target.cost = None;

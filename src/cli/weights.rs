@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::session::{human_bytes, usage};
 use crate::error::Result;
+use crate::quant::algo::Improvement;
 use crate::quant::dynamic;
 use crate::quant::report::StoredWeight;
 use crate::quant::scheme::Form;
@@ -83,7 +84,14 @@ impl Args {
 
     /// The mode that was asked for, with this type of weights if one was given. `has_floor` says whether accuracy was asked
     /// for as well.
-    pub(super) fn mode(&self, weight_type: Option<DType>, has_floor: bool) -> Result<Mode> {
+    pub(super) fn mode(&self, weight_type: Option<DType>, has_floor: bool, without: &[Improvement]) -> Result<Mode> {
+        let clips = !without.contains(&Improvement::WeightClip);
+        let chooses_scales = self.mode == ModeName::WeightOnly && self.algorithm == AlgorithmName::Rtn;
+        let is_known = |i: Improvement| self.mode == ModeName::Static || i == Improvement::WeightClip && chooses_scales;
+        if let Some((_, name, _)) = Improvement::ALL.iter().find(|(i, ..)| without.contains(i) && !is_known(*i)) {
+            let more = if *name == "weight-clip" { " and --algorithm rtn" } else { "" };
+            return usage(format!("--without {name} is for --mode static{more}"));
+        }
         if self.format == Format::Qoperator && self.mode != ModeName::Static {
             return usage("--format qoperator needs --mode static");
         }
@@ -136,6 +144,7 @@ impl Args {
             // A floor that was asked for says how many.
             is_least_wide: has_floor,
             float_zeros: self.float_zero_points,
+            clips,
             ..base
         }))
     }
@@ -148,7 +157,8 @@ pub(super) fn scheme_text(mode: &Mode) -> Option<String> {
         Mode::Dynamic(_) => Some("dynamic int8".into()),
         Mode::WeightOnly(o) => {
             let zeros = if o.float_zeros { " with float zero points" } else { "" };
-            let text = format!("weight-only {}{zeros} in blocks of {}, {:?}", o.dtype, o.block, o.algorithm);
+            let clips = if o.clips { "" } else { " without clipping" };
+            let text = format!("weight-only {}{zeros} in blocks of {}, {:?}{clips}", o.dtype, o.block, o.algorithm);
             Some(text.replace("Rtn", "RTN"))
         }
     }

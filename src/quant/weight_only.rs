@@ -57,11 +57,6 @@ impl Algorithm {
     pub fn needs_data(self) -> bool {
         matches!(self, Algorithm::Gptq | Algorithm::Awq)
     }
-
-    /// How what it leaves is rounded.
-    fn method(self) -> Method {
-        if self == Algorithm::Hqq { Method::Hqq } else { Method::Rtn }
-    }
 }
 
 /// How weights are quantized.
@@ -81,6 +76,8 @@ pub struct Options {
     pub is_least_wide: bool,
     /// Whether the zero points of products of uint4 and uint2 are floats, which `MatMulNBits` alone has.
     pub float_zeros: bool,
+    /// Whether [`Algorithm::Rtn`] clips a block where that lowers the squared error; else scales cover it.
+    pub clips: bool,
 }
 
 impl Options {
@@ -96,6 +93,16 @@ impl Options {
             wide_percent: 0,
             is_least_wide: false,
             float_zeros: false,
+            clips: true,
+        }
+    }
+
+    /// How what the algorithm leaves is rounded.
+    fn method(&self) -> Method {
+        match self.algorithm {
+            Algorithm::Hqq => Method::Hqq,
+            Algorithm::Rtn if !self.clips => Method::Covering,
+            _ => Method::Rtn,
         }
     }
 
@@ -404,7 +411,7 @@ impl<'a> Work<'a> {
             let tensor = m.tensor.read()?;
             let weight = Weight { data: tensor.slice()?, n, k, is_kn: *is_kn };
             let energy = moments.filter(|_| self.options.algorithm.needs_data()).map(importance);
-            let b = quantize(&weight, self.options.narrow(n), self.options.algorithm.method(), energy.as_deref())?;
+            let b = quantize(&weight, self.options.narrow(n), self.options.method(), energy.as_deref())?;
             let loss = mixed::loss(&weight, &b, moments, self.second.map_or(1, |s| s.threads));
             match known {
                 // A weight that several products read hurts each of them.
@@ -540,7 +547,7 @@ impl<'a> Work<'a> {
         Ok(Origin::Compute {
             weight: m.tensor.clone(),
             is_kn,
-            method: self.options.algorithm.method(),
+            method: self.options.method(),
             importance: factors.zip(data).and_then(|(f, s)| {
                 let energy = importance(s.of(place, k)?);
                 Some(energy.iter().zip(f).map(|(e, f)| e / (f * f)).collect())

@@ -69,7 +69,11 @@ impl Improvement {
         (Improvement::Auto, "auto", "ranges by what their readers would lose; without it, min-max"),
         (Improvement::Equalize, "equalize", "channels of activations made equally large"),
         (Improvement::BiasCorrect, "bias-correct", "the mean error of rounded weights taken out of biases"),
-        (Improvement::WeightClip, "weight-clip", "scales of weights by the least error (--effort best)"),
+        (
+            Improvement::WeightClip,
+            "weight-clip",
+            "scales of weights by the least error (--effort best, and weight-only rtn)",
+        ),
         (Improvement::Gptq, "gptq", "weights that make up for the errors of others"),
         (Improvement::AdaRound, "ada-round", "weights rounded up or down by their effect (--effort best)"),
         (Improvement::BiasRefine, "bias-refine", "biases by the means of the quantized model (--effort best)"),

@@ -582,7 +582,10 @@ impl Search<'_> {
         for _ in 0..ATTEMPTS {
             let Some(out) = self.priced(&partition, excluded, limit)? else { break };
             if tried.contains(&out) {
-                break;
+                // A faster plan is further on, unless one that fails is known.
+                let (Some(over), None) = (over, under) else { break };
+                limit = 2.0 * limit.max(over);
+                continue;
             }
             let attempt = self.attempt(variant, &out, polish)?;
             tried.push(out);

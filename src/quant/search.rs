@@ -606,9 +606,9 @@ impl Search<'_> {
             *(if is_over { &mut over } else { &mut under }) = Some(limit);
             limit = match (over, under) {
                 (Some(over), Some(under)) => f64::sqrt(over * under),
-                // Nothing in integers has no noise: a plan between this one and the last is looked for. And not by more
-                // than ten times: one odd measurement does not end the search.
+                // At most twice: nothing in integers has no noise, and a plan between that and all is looked for.
                 (Some(over), None) => over / (measured / allowed).clamp(0.5, 0.95),
+                // At most ten times less: one odd measurement does not end the search.
                 (_, Some(under)) => predicted.min(under) / (measured / allowed).clamp(1.2, 10.0),
                 (None, None) => break,
             };

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use rayon::prelude::*;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -16,6 +15,7 @@ use crate::calibrate::cache::{Cache, Entry, hex};
 use crate::calibrate::dataset::{Dataset, Samples, Split};
 use crate::calibrate::{Calibrator, Tracker};
 use crate::error::{Context, Result};
+use crate::kernels;
 use crate::quant::{self, Config};
 
 /// Arguments of `calibrate`.
@@ -108,7 +108,7 @@ pub(super) fn check_cache(
     let digests = match data {
         Some((samples, split)) if !cache.is_foreign() => {
             let chosen = split.calibration.indices();
-            chosen.par_iter().try_for_each(|&i| samples.sample(i).map(drop))?;
+            kernels::try_map(chosen.len(), |i| samples.sample(chosen[i]).map(drop))?;
             let all = samples.digests();
             Some(chosen.iter().filter_map(|i| all.get(i)).map(|d| hex(d)).collect::<Vec<_>>())
         }

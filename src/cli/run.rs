@@ -5,13 +5,13 @@ use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use rayon::prelude::*;
 use serde_json::json;
 
 use super::session::{Session, print, print_json};
 use crate::calibrate::dataset::{Dataset, npy};
 use crate::error::{Context, Result, anyhow, ensure};
 use crate::interp::{CompileOptions, NoTap, Program, RunOptions};
+use crate::kernels;
 use crate::ops::Item;
 use crate::quant::Progress;
 use crate::quant::measure::sqnr;
@@ -98,7 +98,7 @@ pub(super) fn run(args: &Args, session: &mut Session) -> Result<ExitCode> {
         }
         Ok(lines)
     };
-    let lines: Vec<Line> = (0..n).into_par_iter().map(one).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+    let lines: Vec<Line> = kernels::try_map(n, one)?.into_iter().flatten().collect();
     drop(bar);
     samples.report_reading(&mut session.sink);
     session.flush();

@@ -241,20 +241,18 @@ mod x86 {
     }
 
     fn of_kernel<const FOLD: u8, const S: usize>(s: &Sizes) -> Option<Rows> {
-        // Rows that are done at once: what wastes fewer in the last round.
-        let seven = s.output[0].div_ceil(7) * 7 <= s.output[0].div_ceil(4) * 4;
+        // Rows that are done at once: what wastes fewer in the last round. Pools are bound by memory.
+        let seven = FOLD == WEIGHTED && s.output[0].div_ceil(7) * 7 <= s.output[0].div_ceil(4) * 4;
         match (s.kernel[0], seven) {
             (1, _) => of_isa::<FOLD, 1, S, 4, 4>(),
-            (2, true) => of_isa::<FOLD, 2, S, 7, 4>(),
-            (2, false) => of_isa::<FOLD, 2, S, 4, 4>(),
+            (2, _) => of_isa::<FOLD, 2, S, 4, 4>(),
             // Nine rows of input for four of output do not fit into 16 registers.
             (3, _) if S == 2 && Isa::get() == Isa::Avx2 => of_isa::<FOLD, 3, S, 4, 3>(),
-            (3, true) => of_isa::<FOLD, 3, S, 7, 4>(),
+            (3, true) => of_isa::<WEIGHTED, 3, S, 7, 4>(),
             (3, false) => of_isa::<FOLD, 3, S, 4, 4>(),
-            (4, _) => of_isa::<FOLD, 4, S, 4, 4>(),
-            (5, true) => of_isa::<FOLD, 5, S, 7, 4>(),
+            (5, true) => of_isa::<WEIGHTED, 5, S, 7, 4>(),
             (5, false) => of_isa::<FOLD, 5, S, 4, 4>(),
-            (7, _) => of_isa::<FOLD, 7, S, 4, 4>(),
+            (7, _) if FOLD == WEIGHTED => of_isa::<WEIGHTED, 7, S, 4, 4>(),
             _ => None,
         }
     }

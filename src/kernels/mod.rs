@@ -99,4 +99,4 @@ impl Isa {
     }
 }
 
-pub use split::{Slots, for_each, for_each_chunk};
+pub use split::{Slots, for_each, for_each_chunk, map, map_into, try_in_order, try_map};

@@ -1,8 +1,11 @@
 //! Splitting work over threads: tasks that write disjoint parts of one output.
 
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rayon::prelude::*;
+
+use crate::error::Result;
 
 /// Runs `task(0..n)`, on `threads` threads of rayon's current pool when there are several. The order of tasks is free:
 /// they must not depend on each other.
@@ -18,6 +21,57 @@ pub fn for_each(threads: usize, n: usize, task: impl Fn(usize) + Send + Sync) {
 
 fn in_parallel(n: usize, task: &(dyn Fn(usize) + Send + Sync)) {
     (0..n).into_par_iter().for_each(task);
+}
+
+/// What `task(0..n)` give, in their order, from all threads of rayon's current pool.
+pub fn map<T: Send>(n: usize, task: impl Fn(usize) -> T + Send + Sync) -> Vec<T> {
+    let mut done: Vec<Option<T>> = (0..n).map(|_| None).collect();
+    let slots = Slots::new(&mut done);
+    in_parallel(n, &|i| slots.chunk(i, 1)[0] = Some(task(i)));
+    done.into_iter().flatten().collect()
+}
+
+/// As [`map`], for tasks that take their item with them.
+pub fn map_into<I: Send, T: Send>(items: Vec<I>, task: impl Fn(I) -> T + Send + Sync) -> Vec<T> {
+    let mut items: Vec<Option<I>> = items.into_iter().map(Some).collect();
+    let (n, slots) = (items.len(), Slots::new(&mut items));
+    map(n, |i| slots.chunk(i, 1)[0].take().map(&task)).into_iter().flatten().collect()
+}
+
+/// As [`map`], for tasks that can fail: after a failure no further one starts.
+///
+/// # Errors
+/// That of the first task that failed.
+pub fn try_map<T: Send>(n: usize, task: impl Fn(usize) -> Result<T> + Send + Sync) -> Result<Vec<T>> {
+    let failed = AtomicBool::new(false);
+    let done = map(n, |i| {
+        if failed.load(Ordering::Relaxed) {
+            return None;
+        }
+        let result = task(i);
+        failed.fetch_or(result.is_err(), Ordering::Relaxed);
+        Some(result)
+    });
+    done.into_iter().flatten().collect()
+}
+
+/// Runs `task(0..n)` on all threads of rayon's current pool, each thread taking the next number: what is merged in the
+/// order of the numbers never waits for more than a few. After a failure no further task starts.
+///
+/// # Errors
+/// That of the first task that failed.
+pub fn try_in_order(n: usize, task: impl Fn(usize) -> Result<()> + Send + Sync) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let worker = |_| {
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            if i >= n {
+                return Ok(());
+            }
+            task(i).inspect_err(|_| next.store(n, Ordering::Relaxed))?;
+        }
+    };
+    try_map(rayon::current_num_threads().min(n), worker).map(drop)
 }
 
 /// Runs `task(i, chunk)` for the chunks of `len` elements of a slice (the last may be shorter), on several threads when
@@ -83,5 +137,48 @@ impl<'a, T> Slots<'a, T> {
     pub fn at(&self, i: usize) -> *mut T {
         debug_assert!(i <= self.len);
         self.start.wrapping_add(i)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::error::bail;
+
+    #[test]
+    fn results_are_in_order() {
+        assert_eq!(map(1000, |i| i * i), (0..1000).map(|i| i * i).collect::<Vec<_>>());
+        assert_eq!(map_into(vec!["a".to_owned(), "b".to_owned()], |s| s + "!"), ["a!", "b!"]);
+        assert_eq!(try_map(3, Ok).unwrap(), [0, 1, 2]);
+        assert!(map(0, |i| i).is_empty());
+    }
+
+    #[test]
+    fn the_first_failure_is_told() {
+        let odd = |i: usize| if i % 2 == 1 { bail!("{i}") } else { Ok(()) };
+        assert_eq!(try_map(2, odd).unwrap_err().to_string(), "1");
+        let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        assert_eq!(one.install(|| try_in_order(10, odd)).unwrap_err().to_string(), "1");
+    }
+
+    #[test]
+    fn every_number_is_run_once_until_a_failure() {
+        let seen = Mutex::new(Vec::new());
+        try_in_order(100, |i| {
+            seen.lock().unwrap().push(i);
+            Ok(())
+        })
+        .unwrap();
+        let mut all = seen.into_inner().unwrap();
+        all.sort_unstable();
+        assert_eq!(all, (0..100).collect::<Vec<_>>());
+        let n = AtomicUsize::new(0);
+        let fail = |_| {
+            n.fetch_add(1, Ordering::Relaxed);
+            bail!("no")
+        };
+        assert!(try_in_order(1000, fail).is_err() && n.into_inner() <= rayon::current_num_threads());
     }
 }

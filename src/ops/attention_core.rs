@@ -1,11 +1,9 @@
 //! Scaled dot-product attention over heads, which several operators share: in 32 bits, or 64 for doubles.
 
-use rayon::prelude::*;
-
 use super::transpose::transpose;
 use crate::error::{Result, bail, ensure};
 use crate::kernels::gemm::{Init, PackedB, gemm};
-use crate::kernels::{math, plain, rows};
+use crate::kernels::{self, Slots, math, plain, rows};
 use crate::tensor::broadcast::broadcast_strides;
 use crate::tensor::cast::cast;
 use crate::tensor::{DType, Data, Element, Tensor};
@@ -292,19 +290,14 @@ impl<T: Real> Attend<'_, T> {
         let (n_q, n_k, size) = (q.len(), k.len(), v.size());
         let mut out = vec![T::default(); batch * heads * n_q * size];
         let mut kept = vec![T::default(); if self.keep.is_some() { batch * heads * n_q * n_k } else { 0 }];
-        let (o, s) = (share * n_q * size, share * n_q * n_k);
-        let one = |i: usize, out: &mut [T], kept: &mut [T]| self.group(q, k, v, (i / groups, i % groups), out, kept);
-        if o > 0 {
-            let is_parallel = self.threads > 1 && batch * heads * n_q * n_k >= 1 << 14 && batch * groups > 1;
-            let kept: Vec<&mut [T]> = if kept.is_empty() {
-                std::iter::repeat_with(<&mut [T]>::default).take(batch * groups).collect()
+        if !out.is_empty() {
+            let (o, s) = (share * n_q * size, kept.len() / (batch * groups));
+            let (outs, keeps) = (Slots::new(&mut out), Slots::new(&mut kept));
+            let one = |i| self.group(q, k, v, (i / groups, i % groups), outs.chunk(i, o), keeps.chunk(i, s));
+            if self.threads > 1 && batch * heads * n_q * n_k >= 1 << 14 {
+                kernels::try_map(batch * groups, one)?;
             } else {
-                kept.chunks_mut(s).collect()
-            };
-            if is_parallel {
-                out.par_chunks_mut(o).zip(kept).enumerate().try_for_each(|(i, (o, s))| one(i, o, s))?;
-            } else {
-                out.chunks_mut(o).zip(kept).enumerate().try_for_each(|(i, (o, s))| one(i, o, s))?;
+                (0..batch * groups).try_for_each(one)?;
             }
         }
         let kept = self.keep.map(|_| Tensor::new(&[batch, heads, n_q, n_k], kept)).transpose()?;

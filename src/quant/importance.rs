@@ -5,8 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rayon::prelude::*;
-
 use super::algo::layout::Layout;
 use super::annotate::constant;
 use super::facts::Facts;
@@ -14,6 +12,7 @@ use super::plan::Place;
 use crate::calibrate::Importance;
 use crate::error::Result;
 use crate::ir::{Model, NodeId};
+use crate::kernels;
 use crate::ops::{QuantRule, lookup};
 
 /// The importance of the channels of each place that weighted operators read. Every reader counts as much as any other,
@@ -22,7 +21,8 @@ use crate::ops::{QuantRule, lookup};
 /// # Errors
 /// A stored tensor cannot be read.
 pub fn importance(model: &Model, places: &BTreeSet<Place>, facts: &Facts) -> Result<BTreeMap<Place, Importance>> {
-    let found: Vec<_> = places.par_iter().map(|&place| of(model, place, facts)).collect::<Result<_>>()?;
+    let places: Vec<Place> = places.iter().copied().collect();
+    let found = kernels::try_map(places.len(), |i| of(model, places[i], facts))?;
     Ok(places.iter().zip(found).filter_map(|(&place, i)| Some((place, i?))).collect())
 }
 

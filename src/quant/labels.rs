@@ -14,12 +14,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
-use rayon::prelude::*;
-
 use super::Data;
 use crate::calibrate::dataset::Dataset;
 use crate::error::{Context, Result, WithHelp, anyhow, bail, ensure};
 use crate::interp::{NoTap, Program, RunOptions};
+use crate::kernels;
 use crate::ops::Item;
 use crate::tensor::Tensor;
 
@@ -224,15 +223,12 @@ impl<'a> Scorer<'a> {
     /// A sample cannot be read, the model does not run on it, or its label does not fit the output.
     pub fn score(&self, program: &Program, threads: usize) -> Result<f64> {
         let inner = if self.labelled.len() >= threads { 1 } else { threads };
-        let parts = self
-            .labelled
-            .par_iter()
-            .map(|&(i, label)| {
-                let (origin, outputs) = run(program, self.data, i, inner)?;
-                let t = outputs.get(self.output).and_then(Option::as_ref).context("the output is not computed")?;
-                self.one(t, label).with_context(|| format!("the label of {origin}"))
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let parts = kernels::try_map(self.labelled.len(), |k| {
+            let (i, label) = self.labelled[k];
+            let (origin, outputs) = run(program, self.data, i, inner)?;
+            let t = outputs.get(self.output).and_then(Option::as_ref).context("the output is not computed")?;
+            self.one(t, label).with_context(|| format!("the label of {origin}"))
+        })?;
         let (sum, n) = parts.iter().fold((0.0, 0.0), |a, p| (a.0 + p.0, a.1 + p.1));
         Ok(sum / n)
     }

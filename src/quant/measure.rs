@@ -1,10 +1,9 @@
 //! How far a quantized model's outputs are from the float model's, on the same samples.
 
-use rayon::prelude::*;
-
 use crate::calibrate::dataset::Dataset;
 use crate::error::{Context, Result};
 use crate::interp::{NoTap, Program, RunOptions};
+use crate::kernels;
 use crate::ops::Item;
 use crate::tensor::{DType, Tensor};
 
@@ -220,7 +219,7 @@ impl<'a> Reference<'a> {
         let n = limit.min((REFERENCE_BYTES / bytes.max(1)).max(LEAST_SAMPLES));
         let indices = spread(data.len(), n);
         let (inner, _) = split_threads(n, threads);
-        let rest = indices[1..].par_iter().map(|&i| run_sample(program, data, i, inner)).collect::<Result<Vec<_>>>()?;
+        let rest = kernels::try_map(n - 1, |i| run_sample(program, data, indices[i + 1], inner))?;
         let outputs = std::iter::once(first).chain(rest).collect();
         Ok(Reference { data, indices, outputs, names })
     }
@@ -244,10 +243,10 @@ impl<'a> Reference<'a> {
     pub fn compare(&self, program: &Program, limit: usize, threads: usize) -> Result<Vec<OutputError>> {
         let chosen = spread(self.len(), self.len().min(limit));
         let (inner, _) = split_threads(chosen.len(), threads);
-        let per_sample = chosen
-            .into_par_iter()
-            .map(|i| sums(&self.outputs[i], &run_sample(program, self.data, self.indices[i], inner)?))
-            .collect::<Result<Vec<_>>>()?;
+        let per_sample = kernels::try_map(chosen.len(), |i| {
+            let i = chosen[i];
+            sums(&self.outputs[i], &run_sample(program, self.data, self.indices[i], inner)?)
+        })?;
         Ok(total(&per_sample, &self.names))
     }
 }
@@ -266,10 +265,9 @@ pub fn compare(
 ) -> Result<(Vec<OutputError>, usize)> {
     let chosen = spread(data.len(), data.len().min(limit));
     let (inner, _) = split_threads(chosen.len(), threads);
-    let per_sample = chosen
-        .par_iter()
-        .map(|&i| sums(&run_sample(float, data, i, inner)?, &run_sample(quantized, data, i, inner)?))
-        .collect::<Result<Vec<_>>>()?;
+    let per_sample = kernels::try_map(chosen.len(), |i| {
+        sums(&run_sample(float, data, chosen[i], inner)?, &run_sample(quantized, data, chosen[i], inner)?)
+    })?;
     Ok((total(&per_sample, float.outputs()), chosen.len()))
 }
 

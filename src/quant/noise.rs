@@ -20,8 +20,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use rayon::prelude::*;
-
 use super::annotate::{constant, rule_on};
 use super::measure::sqnr;
 use super::params::{QParams, Range};
@@ -31,6 +29,7 @@ use crate::calibrate::dataset::Dataset;
 use crate::error::{Context, Result, ensure};
 use crate::interp::reverse::{Gradient, Recorder, Recording};
 use crate::ir::{GraphId, Model, NodeId, ValueId};
+use crate::kernels;
 use crate::kernels::simd::{self, Kernel};
 use crate::ops::QuantRule;
 use crate::tensor::{DType, Tensor, affine};
@@ -141,15 +140,12 @@ impl NoiseModel {
             let seeds = model.seeds(&recording, &outputs, together, probes, i as u64);
             let inner = if seeds.len() >= solver.config.threads { 1 } else { solver.config.threads };
             // In the order of the seeds, whatever the number of threads.
-            let done = seeds
-                .into_par_iter()
-                .map(|(pass, from)| {
-                    let mut see = See { errors: &errors, model: solver.model, sums: BTreeMap::new() };
-                    let trace = recording.reverse(from, inner, &mut see)?;
-                    Ok((pass, see.sums, trace))
-                })
-                .collect::<Result<Vec<_>>>()?;
-            for (pass, sums, part) in done {
+            let done = kernels::map_into(seeds, |(pass, from)| {
+                let mut see = See { errors: &errors, model: solver.model, sums: BTreeMap::new() };
+                let trace = recording.reverse(from, inner, &mut see)?;
+                Ok((pass, see.sums, trace))
+            });
+            for (pass, sums, part) in done.into_iter().collect::<Result<Vec<_>>>()? {
                 let k = model.passes.len();
                 model.passes.push(pass);
                 for (site, (apart, along)) in sums {

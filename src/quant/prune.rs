@@ -9,8 +9,6 @@
 
 use std::collections::BTreeMap;
 
-use rayon::prelude::*;
-
 use super::algo::add_scaled;
 use super::algo::compensate::DAMPING;
 use super::algo::matrix::Matrix;
@@ -22,6 +20,7 @@ use crate::calibrate::dataset::Dataset;
 use crate::error::{Context, Result, ensure};
 use crate::interp::reverse::{Gradient, Recorder};
 use crate::ir::{Def, GraphId, Model, NodeId, ValueId};
+use crate::kernels;
 use crate::ops::{QuantRule, WeightAxis, lookup};
 use crate::tensor::{DType, Tensor};
 
@@ -172,10 +171,9 @@ fn compensated(model: &Model, node: NodePlace, pruned: &[f32], seen: &Gathered) 
         return None;
     }
     let mut rows = matrix.in_rows(pruned);
-    rows.par_chunks_exact_mut(k)
-        .zip(matrix.data.par_chunks_exact(k))
-        .enumerate()
-        .for_each(|(row, (w, float))| refit(float, w, &moments[row / matrix.rows_per_group()]));
+    kernels::for_each_chunk(rayon::current_num_threads(), &mut rows, k, &|row, w| {
+        refit(&matrix.data[row * k..][..k], w, &moments[row / matrix.rows_per_group()]);
+    });
     Some(matrix.in_storage(rows))
 }
 

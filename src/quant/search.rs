@@ -5,8 +5,6 @@
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use rayon::prelude::*;
-
 use super::algo::channels::{self, Channels};
 use super::algo::{Improvement, What, ada_round, bias_correct, equalize, gptq, moments, weight_clip};
 use super::annotate::{Excluded, annotate};
@@ -27,6 +25,7 @@ use crate::diag::Sink;
 use crate::error::{Context, Result, anyhow};
 use crate::interp::{Program, RunOptions};
 use crate::ir::{GraphId, Model};
+use crate::kernels;
 
 /// Most samples that choices are verified on.
 const TUNE_SAMPLES: usize = 12;
@@ -705,18 +704,16 @@ fn rank(
     let size = weighted.len().div_ceil(affordable.max(1)).max(1);
     let groups: Vec<&[NodePlace]> = weighted.chunks(size).collect();
     progress.begin("ranking operators", groups.len() as u64);
-    let mut ranked = groups
-        .par_iter()
-        .map(|&alone| {
-            let mut others = excluded.clone();
-            for &p in weighted.iter().filter(|p| !alone.contains(p)) {
-                others.insert(p, ("accuracy", String::new()));
-            }
-            let db = score(&others)?;
-            progress.advance(1);
-            Ok((alone.to_vec(), db))
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let mut ranked = kernels::try_map(groups.len(), |i| {
+        let alone = groups[i];
+        let mut others = excluded.clone();
+        for &p in weighted.iter().filter(|p| !alone.contains(p)) {
+            others.insert(p, ("accuracy", String::new()));
+        }
+        let db = score(&others)?;
+        progress.advance(1);
+        Ok((alone.to_vec(), db))
+    })?;
     progress.end();
     ranked.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
     Ok(ranked)

@@ -31,8 +31,6 @@
 
 use std::collections::BTreeMap;
 
-use rayon::prelude::*;
-
 use super::annotate::{Excluded, constant};
 use super::config::Config;
 use super::facts::Facts;
@@ -47,6 +45,7 @@ use crate::diag::Sink;
 use crate::error::{Context, Result};
 use crate::interp::RunOptions;
 use crate::ir::Model;
+use crate::kernels;
 use crate::ops::{QuantRule, lookup};
 use crate::passes;
 
@@ -211,15 +210,12 @@ pub fn output_errors(
     reference: &Reference,
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<OutputError>>> {
-    nodes
-        .par_iter()
-        .map(|&n| {
-            let emitted = solver.emit(&alone(solver, excluded, plan, n)?)?;
-            let errors = reference.compare(&compile(&emitted)?, SAMPLES, 1)?;
-            progress.advance(1);
-            Ok(errors)
-        })
-        .collect()
+    kernels::try_map(nodes.len(), |i| {
+        let emitted = solver.emit(&alone(solver, excluded, plan, nodes[i])?)?;
+        let errors = reference.compare(&compile(&emitted)?, SAMPLES, 1)?;
+        progress.advance(1);
+        Ok(errors)
+    })
 }
 
 /// Gives measured errors of operators to a noise model, as noise power on its own samples.

@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use rayon::prelude::*;
-
 use super::algo::channels::{self, Axis, Channels, InOrder};
 use super::algo::layout::Layout;
 use super::annotate::{Excluded, annotate, constant, observable};
@@ -27,6 +25,7 @@ use crate::diag::Sink;
 use crate::error::{At, Context, Location, Result, WithHelp, anyhow, bail, ensure};
 use crate::interp::{CompileOptions, Program, RunOptions};
 use crate::ir::{Def, GraphId, Model, NodeId, ValueId};
+use crate::kernels;
 use crate::ops::{Item, QuantRule};
 use crate::passes;
 
@@ -96,7 +95,9 @@ pub fn observe(
             );
         }
     }
-    let mut observed: Observed = trackers.par_iter().map(|(&place, t)| (place, Stats::from(t))).collect();
+    let trackers: Vec<(Place, Tracker)> = trackers.into_iter().collect();
+    let stats = kernels::map(trackers.len(), |i| (trackers[i].0, Stats::from(&trackers[i].1)));
+    let mut observed: Observed = stats.into_iter().collect();
     for id in model.graph_ids() {
         for place in model.graph(id).values().map(|v| (id, v)) {
             if let Some(&stats) = observed.get(&root(model, place)) {
@@ -166,8 +167,7 @@ pub fn track(
     let seen = Mutex::new(InOrder::default());
     progress.begin("calibrating", n as u64);
     let options = RunOptions { threads: if n >= config.threads { 1 } else { config.threads }, ..RunOptions::default() };
-    // Bridged, since that hands out samples in their order: few wait to be merged.
-    (0..n).par_bridge().try_for_each(|i| {
+    kernels::try_in_order(n, |i| {
         let sample = pass.data.sample(i)?;
         let number = shown.binary_search(&i);
         let (places, mut here) = (if number.is_ok() { &pass.channels } else { &nothing }, BTreeMap::new());
@@ -187,7 +187,7 @@ pub fn track(
             seen.lock().unwrap_or_else(PoisonError::into_inner).add(number, here);
         }
         progress.advance(1);
-        Ok::<_, anyhow::Error>(())
+        Ok(())
     })?;
     progress.end();
     let finished = trackers.into_iter().map(|(p, t)| (p, t.into_inner().unwrap_or_else(PoisonError::into_inner)));

@@ -3,11 +3,10 @@
 //! A weight is looked at as `[N, K]`, one row per output channel (of an embedding: per entry), whatever its layout in
 //! the file. Rows are quantized independently and in parallel; the result does not depend on the number of threads.
 
-use rayon::prelude::*;
-
 use super::hqq;
 use super::weight_clip::{Grid, Search, search};
 use crate::error::{Result, ensure};
+use crate::kernels;
 use crate::tensor::DType;
 
 /// Integer type and block size.
@@ -160,10 +159,9 @@ struct Tile {
 /// # Errors
 /// An element is not finite.
 pub fn quantize(w: &Weight<'_>, scheme: Scheme, method: Method, importance: Option<&[f32]>) -> Result<Blocked> {
-    let tiles: Vec<Tile> = (0..w.n.div_ceil(ROWS))
-        .into_par_iter()
-        .map(|t| tile(w, t * ROWS, w.n.min((t + 1) * ROWS), scheme, method, importance))
-        .collect::<Result<_>>()?;
+    let tiles = kernels::try_map(w.n.div_ceil(ROWS), |t| {
+        tile(w, t * ROWS, w.n.min((t + 1) * ROWS), scheme, method, importance)
+    })?;
     let blocks = scheme.n_blocks(w.k);
     let mut out = Blocked {
         n: w.n,

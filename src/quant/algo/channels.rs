@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use rayon::prelude::*;
-
 use crate::calibrate::dataset::Dataset;
 use crate::error::{Context, Result};
 use crate::interp::{CompileOptions, Program, RunOptions};
 use crate::ir::{GraphId, Model, ValueId};
+use crate::kernels;
 use crate::ops::Item;
 use crate::quant::plan::Place;
 use crate::tensor::Tensor;
@@ -183,8 +182,7 @@ pub fn gather(
         Program::compile(model, &CompileOptions { watch: &|g, v| places.contains_key(&(g, v)), skip_unknown: true })?;
     let n = data.len().min(limit);
     let all = Mutex::new(InOrder::default());
-    // Bridged, since that hands out samples in their order: few wait to be merged.
-    (0..n).par_bridge().try_for_each(|i| {
+    kernels::try_in_order(n, |i| {
         let sample = data.sample(i * data.len() / n)?;
         let mut seen = BTreeMap::new();
         let tap = &mut |g: GraphId, v: ValueId, item: &Item| {
@@ -195,7 +193,7 @@ pub fn gather(
         };
         program.run_named(&sample.inputs, RunOptions::default(), tap).with_context(|| sample.origin.clone())?;
         all.lock().unwrap_or_else(PoisonError::into_inner).add(i, seen);
-        Ok::<_, anyhow::Error>(())
+        Ok(())
     })?;
     Ok(all.into_inner().unwrap_or_else(PoisonError::into_inner).finish())
 }

@@ -7,14 +7,13 @@
 //! Use: [`moments::needs`](super::moments::needs) and [`moments::gather`](super::moments::gather), then [`apply`] on a
 //! plan whose scales are final. A channel keeps its integers where the new ones are not predicted to lose less.
 
-use rayon::prelude::*;
-
 use super::What;
 use super::compensate::{Factor, Grid, Order, compensate, damping, losses};
 use super::matrix::Matrix;
 use super::moments::{Gathered, Moments};
 use crate::error::Result;
 use crate::ir::Model;
+use crate::kernels;
 use crate::quant::plan::{Decision, NodePlace, QuantPlan, WeightPlan};
 use crate::quant::scheme::WeightForm;
 use crate::tensor::affine;
@@ -75,7 +74,10 @@ pub fn apply(
 
 fn factors(moments: &[Moments], threads: usize) -> Result<Vec<Factor>> {
     let inner = if moments.len() > 1 { 1 } else { threads };
-    moments.par_iter().map(|m| Factor::new(inner, &m.h, m.k, Order::Energy, damping(m.k, m.rows))).collect()
+    kernels::try_map(moments.len(), |i| {
+        let m = &moments[i];
+        Factor::new(inner, &m.h, m.k, Order::Energy, damping(m.k, m.rows))
+    })
 }
 
 /// Rounds one weight, group by group. Gives the noise power at the output before and after, summed over the channels.
@@ -89,29 +91,26 @@ fn round(
     let (k, per_group) = (matrix.k, matrix.rows_per_group());
     let Some(old) = matrix.integers(plan)? else { return Ok(None) };
     let inner = if matrix.groups > 1 { 1 } else { threads };
-    let parts = (0..matrix.groups)
-        .into_par_iter()
-        .map(|group| {
-            let first = group * per_group;
-            let steps = (first..first + per_group).map(|row| Matrix::step(plan, row)).collect();
-            let (w, h) = (matrix.group(group), &moments[group].h);
-            let grid = Integers { form: plan.params.form, steps, weights: w, k };
-            let mut new = compensate(inner, w, &factors[group], &grid)?;
-            let old = &old[first * k..][..per_group * k];
-            let error = |q: &[i32]| {
-                let value = |i: usize| affine::dequantize_one(q[i], grid.steps[i / k].0, grid.steps[i / k].1);
-                losses(inner, &(0..w.len()).map(|i| w[i] - value(i)).collect::<Vec<_>>(), h, k)
-            };
-            let (before, mut after) = (error(old), error(&new));
-            for row in 0..per_group {
-                if after[row] >= before[row] {
-                    new[row * k..][..k].copy_from_slice(&old[row * k..][..k]);
-                    after[row] = before[row];
-                }
+    let parts = kernels::try_map(matrix.groups, |group| {
+        let first = group * per_group;
+        let steps = (first..first + per_group).map(|row| Matrix::step(plan, row)).collect();
+        let (w, h) = (matrix.group(group), &moments[group].h);
+        let grid = Integers { form: plan.params.form, steps, weights: w, k };
+        let mut new = compensate(inner, w, &factors[group], &grid)?;
+        let old = &old[first * k..][..per_group * k];
+        let error = |q: &[i32]| {
+            let value = |i: usize| affine::dequantize_one(q[i], grid.steps[i / k].0, grid.steps[i / k].1);
+            losses(inner, &(0..w.len()).map(|i| w[i] - value(i)).collect::<Vec<_>>(), h, k)
+        };
+        let (before, mut after) = (error(old), error(&new));
+        for row in 0..per_group {
+            if after[row] >= before[row] {
+                new[row * k..][..k].copy_from_slice(&old[row * k..][..k]);
+                after[row] = before[row];
             }
-            Ok((new, before.iter().sum::<f64>(), after.iter().sum::<f64>()))
-        })
-        .collect::<Result<Vec<_>>>()?;
+        }
+        Ok((new, before.iter().sum::<f64>(), after.iter().sum::<f64>()))
+    })?;
     let (before, after) = parts.iter().fold((0.0, 0.0), |sum, p| (sum.0 + p.1, sum.1 + p.2));
     if after >= before {
         return Ok(None);

@@ -12,8 +12,6 @@
 
 use std::collections::BTreeMap;
 
-use rayon::prelude::*;
-
 use super::layout::Layout;
 use super::matrix::Matrix;
 use crate::calibrate::dataset::Dataset;
@@ -21,9 +19,9 @@ use crate::error::{Context, Result};
 use crate::interp::{CompileOptions, Program, RunOptions};
 use crate::ir::{Attrs, GraphId, Model, ValueId};
 use crate::kernels::conv::{Geometry, for_each_index};
-use crate::kernels::for_each_chunk;
 use crate::kernels::gemm::{Init, PackedB, gemm};
 use crate::kernels::rows::add_products;
+use crate::kernels::{for_each_chunk, map_into};
 use crate::ops::{Item, conv_geometry};
 use crate::quant::plan::{Decision, NodePlace, Place, QuantPlan};
 use crate::tensor::{Tensor, buffer, keep};
@@ -231,7 +229,7 @@ pub fn gather(model: &Model, needs: &Needs, data: &dyn Dataset, limits: Limits, 
     draw(model, needs, data, (n, &|s| rows_wanted(s.k).div_ceil(n.max(1))), threads, &mut |s, rows| {
         sums[s].add(rows, threads);
     })?;
-    let groups = sums.into_par_iter().map(Sums::finish).collect();
+    let groups = map_into(sums, Sums::finish);
     Ok(Gathered { groups, of: needs.of.clone(), diagonal_only })
 }
 

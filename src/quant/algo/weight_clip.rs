@@ -16,13 +16,12 @@
 //! cannot saturate ([`params::least_pair_scale`]). With unsigned 8-bit activations and the whole of int8 that leaves room
 //! only where a channel's largest weights have small neighbours, and in depthwise convolutions.
 
-use rayon::prelude::*;
-
 use super::What;
 use super::matrix::Matrix;
 use super::moments::Gathered;
 use crate::error::Result;
 use crate::ir::Model;
+use crate::kernels;
 use crate::quant::annotate::constant;
 use crate::quant::params::{self, WeightParams};
 use crate::quant::plan::{Decision, NodePlace, QuantPlan};
@@ -160,7 +159,7 @@ pub fn apply(
         }
         let channels = Channels { matrix: &matrix, energy: &energy, params: &old, least };
         let mut new = old.clone();
-        new.scales = (0..old.scales.len()).into_par_iter().map(|c| channels.best(c)).collect();
+        new.scales = kernels::map(old.scales.len(), |c| channels.best(c));
         // The bias has to fit with the scale of its product, as before.
         let (id, n) = place;
         let g = model.graph(id);

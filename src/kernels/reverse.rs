@@ -9,10 +9,12 @@ use super::conv_transpose::{Scatter, scatter};
 use super::gemm::{Init, PackedB, gemm};
 use super::plain::valid;
 use super::pool::Pool;
-use super::{Slots, for_each, for_each_chunk};
+use super::for_each_chunk;
 
-/// Elements of the matrix of windows that are laid out at once.
-const BLOCK: usize = 1 << 20;
+/// Elements of the matrix of windows that are laid out at once: what the second cache holds.
+const BLOCK: usize = 1 << 16;
+/// Parts of the sum over all places that are made apart.
+const PARTS: usize = 8;
 
 /// The gradient of a convolution's data, from the filters and the gradient of its output.
 ///
@@ -111,12 +113,9 @@ pub fn conv_weights(threads: usize, g: &Geometry, x: &[f32], dy: &[f32]) -> Vec<
         if per_out == 1 && per_in == 1 {
             for_each_chunk(threads, &mut dw, taps, &|c, dw| {
                 let (x, dy) = (&images.0[c * in_size..][..in_size], &images.1[c * out_size..][..out_size]);
-                let mut sums = dw.iter_mut();
-                windows(g, x, 0..out_size, &mut |row| {
-                    if let Some(sum) = sums.next() {
-                        *sum += dot(row, dy);
-                    }
-                });
+                let mut rows = vec![0.0f32; taps * out_size];
+                windows(g, x, 0..out_size, &mut rows);
+                dw.iter_mut().zip(rows.chunks_exact(out_size)).for_each(|(sum, row)| *sum += dot(row, dy));
             });
             continue;
         }
@@ -130,69 +129,74 @@ pub fn conv_weights(threads: usize, g: &Geometry, x: &[f32], dy: &[f32]) -> Vec<
     dw
 }
 
-/// One image and group: the product over all places, a block of them at a time.
+/// One image and group: the product over all places, a block of them at a time. Some blocks make a part of the sum each,
+/// as many whatever the number of threads is, so that the result does not depend on it.
 fn dense(threads: usize, g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     let (in_size, out_size) = (g.input.iter().product::<usize>(), g.output.iter().product::<usize>());
     let (per_in, per_out, taps) = (g.channels / g.groups, g.filters / g.groups, g.kernel.iter().product::<usize>());
     let columns = per_in * taps;
     let row = g.output.last().copied().unwrap_or(1).max(1);
     let block = (BLOCK / columns).next_multiple_of(row).max(row).min(out_size);
-    let mut matrix = vec![0.0f32; columns * block];
-    let mut part = vec![0.0f32; per_out * block];
-    for start in (0..out_size).step_by(block) {
-        let places = start..out_size.min(start + block);
-        let len = places.len();
-        let slots = Slots::new(&mut matrix[..columns * len]);
-        for_each(threads, per_in, |c| {
-            let mut rows = slots.chunk(c, taps * len).chunks_exact_mut(len);
-            windows(g, &x[c * in_size..(c + 1) * in_size], places.clone(), &mut |row| {
-                if let Some(to) = rows.next() {
-                    to.copy_from_slice(row);
-                }
-            });
-        });
-        for (to, from) in part.chunks_exact_mut(len).zip(dy.chunks_exact(out_size)) {
-            to.copy_from_slice(&from[places.clone()]);
+    let blocks = out_size.div_ceil(block);
+    let parts = blocks.min(PARTS);
+    let mut sums = vec![0.0f32; parts * dw.len()];
+    for_each_chunk(threads, &mut sums, dw.len(), &|part, sum| {
+        let mut matrix = vec![0.0f32; columns * block];
+        let mut gradient = vec![0.0f32; per_out * block];
+        for b in part * blocks / parts..(part + 1) * blocks / parts {
+            let places = b * block..out_size.min((b + 1) * block);
+            let len = places.len();
+            for (x, rows) in x.chunks_exact(in_size).zip(matrix.chunks_exact_mut(taps * len)) {
+                windows(g, x, places.clone(), rows);
+            }
+            for (to, from) in gradient.chunks_exact_mut(len).zip(dy.chunks_exact(out_size)) {
+                to.copy_from_slice(&from[places.clone()]);
+            }
+            let packed = PackedB::new(&matrix[..columns * len], len, columns, 1, len);
+            gemm(1, per_out, &gradient[..per_out * len], &packed, Init::Output, sum);
         }
-        let packed = PackedB::new(&matrix[..columns * len], len, columns, 1, len);
-        gemm(threads, per_out, &part[..per_out * len], &packed, Init::Output, dw);
+    });
+    for sum in sums.chunks_exact(dw.len()) {
+        dw.iter_mut().zip(sum).for_each(|(w, s)| *w += s);
     }
 }
 
-/// Calls `f` for each tap with the elements of one channel that it meets at these places of the output (whole rows), 0
-/// outside the input.
-fn windows(g: &Geometry, x: &[f32], places: std::ops::Range<usize>, f: &mut dyn FnMut(&[f32])) {
+/// For each tap the elements of one channel that it meets at these places of the output (whole rows), 0 outside the
+/// input: `[taps, places]`.
+fn windows(g: &Geometry, x: &[f32], places: std::ops::Range<usize>, rows: &mut [f32]) {
     let last = g.input.len() - 1;
     let (width, from_width) = (g.output[last], g.input[last]);
-    let mut row = vec![0.0f32; places.len()];
+    let mut rows = rows.chunks_exact_mut(places.len());
     for_each_index(&g.kernel, |k| {
+        let Some(row) = rows.next() else { return };
         row.fill(0.0);
         let (lo, hi, at) = valid(width, from_width, k[last] * g.dilation[last], g.stride[last], g.begin[last]);
-        let mut start = 0;
-        for_each_index(&g.output[..last], |o| {
-            let here = start;
-            start += width;
-            if !places.contains(&here) || lo >= hi {
-                return;
-            }
-            let mut from = 0;
-            for d in 0..last {
-                let i = o[d] * g.stride[d] + k[d] * g.dilation[d];
-                if i < g.begin[d] || i - g.begin[d] >= g.input[d] {
-                    return;
+        if lo < hi {
+            for (line, to) in (places.start / width.max(1)..).zip(row.chunks_exact_mut(width.max(1))) {
+                let Some(from) = line_of_input(g, k, line) else { continue };
+                let x = &x[from * from_width + at..(from + 1) * from_width];
+                let to = &mut to[lo..hi];
+                if g.stride[last] == 1 {
+                    to.copy_from_slice(&x[..hi - lo]);
+                } else {
+                    to.iter_mut().zip(x.iter().step_by(g.stride[last])).for_each(|(t, x)| *t = *x);
                 }
-                from = from * g.input[d] + i - g.begin[d];
             }
-            let x = &x[from * from_width + at..(from + 1) * from_width];
-            let to = &mut row[here - places.start..][lo..hi];
-            if g.stride[last] == 1 {
-                to.copy_from_slice(&x[..hi - lo]);
-            } else {
-                to.iter_mut().zip(x.iter().step_by(g.stride[last])).for_each(|(t, x)| *t = *x);
-            }
-        });
-        f(&row);
+        }
     });
+}
+
+/// The line of the input that tap `k` meets at a line of the output; `None` outside the input.
+fn line_of_input(g: &Geometry, k: &[usize], mut line: usize) -> Option<usize> {
+    let (mut from, mut size) = (0, 1);
+    for d in (0..g.input.len() - 1).rev() {
+        let o = line % g.output[d];
+        line /= g.output[d];
+        let i = (o * g.stride[d] + k[d] * g.dilation[d]).checked_sub(g.begin[d]).filter(|&i| i < g.input[d])?;
+        from += i * size;
+        size *= g.input[d];
+    }
+    Some(from)
 }
 
 /// The sum of products, in 16 chains of additions.

@@ -514,7 +514,8 @@ impl Search<'_> {
     }
 
     /// The model with its activations equalized, and the number of tensors that were. Equalization edits the float
-    /// model, so everything after it is done again; on all samples only where it gives more than `least_db` on some.
+    /// model, so everything after it is done again; on all samples only where it gives more than `least_db` on some, and
+    /// that is not much work.
     fn equalized(
         &self,
         variant: &Variant,
@@ -535,7 +536,10 @@ impl Search<'_> {
         if done.is_empty() {
             return Ok(None);
         }
-        let some = Pick { of: &self.fit, indices: spread(self.fit.len(), TRIAL_SAMPLES.min(self.fit.len())) };
+        // Of a model that is much work some samples have to do in any case.
+        let is_much = is_much(plan);
+        let n = if is_much { self.fit.len().div_ceil(2) } else { self.fit.len() };
+        let some = Pick { of: &self.fit, indices: spread(self.fit.len(), TRIAL_SAMPLES.min(n)) };
         let is_trial = some.len() < self.fit.len();
         let new = |model, data: &dyn Dataset, sink: &mut Sink| {
             Variant::new(model, self.config, excluded, (data, None), self.progress, sink)
@@ -551,7 +555,7 @@ impl Search<'_> {
             }
         }
         let mut attempt = self.attempt(&other, excluded, Polish::default())?;
-        if is_trial && attempt.db > least_db {
+        if is_trial && !is_much && attempt.db > least_db {
             other = new(other.model, &self.fit, sink)?;
             attempt = self.attempt(&other, excluded, Polish::default())?;
         }

@@ -245,7 +245,7 @@ fn in_fewer_products(
 ) -> bool {
     let Some(cell) = w.transformed.as_ref().filter(|_| winograd::pays(g)) else { return false };
     let filters = cell.get_or_init(|| {
-        winograd::transformed(g, &w.panels, |m, c| {
+        winograd::transformed(threads, g, &w.panels, &|m, c| {
             let (start, height) = w.panels[w.panels.partition_point(|p| p.0 <= m) - 1];
             std::array::from_fn(|tap| w.data[start * w.k + (c * 9 + tap) * height + m - start])
         })

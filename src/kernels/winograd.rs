@@ -107,9 +107,10 @@ struct Block {
 
 /// `G g Gᵀ` of each filter and channel, `[36, panel, channels, height]`. `weight` gives the nine of a filter and channel.
 pub(super) fn transformed(
+    threads: usize,
     g: &Geometry,
     panels: &[(usize, usize)],
-    weight: impl Fn(usize, usize) -> [f32; 9],
+    weight: &(dyn Fn(usize, usize) -> [f32; 9] + Sync),
 ) -> Vec<f32> {
     fn column([a, b, c]: [f64; 3]) -> [f64; IN] {
         let [p, q] = P.map(f64::from);
@@ -119,19 +120,24 @@ pub(super) fn transformed(
     }
     let (channels, filters) = (g.channels, g.filters);
     let mut out = vec![0.0f32; size(channels, filters)];
-    for &(start, height) in panels {
-        for m in 0..height {
-            for c in 0..channels {
+    let slots = Slots::new(&mut out);
+    for_each(threads, panels.len(), |i| {
+        let (start, height) = panels[i];
+        // SAFETY: the panels have different filters.
+        let parts: [_; IN * IN] =
+            std::array::from_fn(|at| unsafe { slots.part((at * filters + start) * channels, height * channels) });
+        for c in 0..channels {
+            for m in 0..height {
                 let w = weight(start + m, c).map(f64::from);
                 let across: [[f64; IN]; 3] = std::array::from_fn(|i| column([w[3 * i], w[3 * i + 1], w[3 * i + 2]]));
                 for v in 0..IN {
                     for (u, x) in column([across[0][v], across[1][v], across[2][v]]).into_iter().enumerate() {
-                        out[((u * IN + v) * filters + start) * channels + c * height + m] = x as f32;
+                        parts[u * IN + v][c * height + m] = x as f32;
                     }
                 }
             }
         }
-    }
+    });
     out
 }
 

@@ -1,5 +1,6 @@
 //! Conversion between element types, as ONNX `Cast` defines it.
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::{Buf, DType, Data, Element, Tensor, minifloat};
@@ -83,6 +84,16 @@ pub(super) fn to_f64s(t: &Tensor) -> Result<Vec<f64>> {
         _ => bail!("element type is {}, expected a number type", t.dtype()))
 }
 
+/// Half floats as floats, many at a time.
+pub(super) fn widened<T>(v: &[T]) -> Vec<f32>
+where
+    [T]: HalfFloatSliceExt,
+{
+    let mut out = vec![0.0; v.len()];
+    v.convert_to_f32_slice(&mut out);
+    out
+}
+
 fn is_minifloat(dtype: DType) -> bool {
     dtype.is_float() && dtype.bits() <= 8
 }
@@ -161,7 +172,9 @@ pub fn cast(t: &Tensor, dtype: DType, saturate: bool) -> Result<Tensor> {
             Tensor::new(shape, b.as_slice().iter().map(|c| super::C64::new(c.re as f32, c.im as f32)).collect())
         }
         (Data::F32(b), DType::F16) => {
-            Tensor::new(shape, b.as_slice().iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>())
+            let mut v = vec![f16::ZERO; b.as_slice().len()];
+            v.convert_from_f32_slice(b.as_slice());
+            Tensor::new(shape, v)
         }
         (Data::F32(b), DType::BF16) => {
             Tensor::new(shape, b.as_slice().iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>())
@@ -169,7 +182,8 @@ pub fn cast(t: &Tensor, dtype: DType, saturate: bool) -> Result<Tensor> {
         (Data::Bool(b), DType::F32) => {
             Tensor::new(shape, b.as_slice().iter().map(|&x| f32::from(u8::from(x))).collect::<Vec<_>>())
         }
-        (Data::F16(b), DType::F32) => Tensor::new(shape, b.as_slice().iter().map(|x| x.to_f32()).collect::<Vec<_>>()),
+        (Data::F16(b), DType::F32) => Tensor::new(shape, widened(b.as_slice())),
+        (Data::BF16(b), DType::F32) => Tensor::new(shape, widened(b.as_slice())),
         (_, DType::F32 | DType::F64 | DType::F16 | DType::BF16) => {
             if is_minifloat(t.dtype()) || matches!(t.data(), Data::Bool(_)) {
                 return from_f64s(dtype, shape, to_f64s(t)?);

@@ -650,7 +650,8 @@ impl Tensor {
     pub fn to_f32s(&self) -> Result<std::borrow::Cow<'_, [f32]>> {
         match &self.data {
             Data::F32(b) => Ok(b.as_slice().into()),
-            Data::F16(b) => Ok(b.as_slice().iter().map(|x| x.to_f32()).collect::<Vec<_>>().into()),
+            Data::F16(b) => Ok(cast::widened(b.as_slice()).into()),
+            Data::BF16(b) => Ok(cast::widened(b.as_slice()).into()),
             _ => Ok(cast::to_f64s(self)?.into_iter().map(|x| x as f32).collect::<Vec<_>>().into()),
         }
     }

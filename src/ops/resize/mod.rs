@@ -231,7 +231,7 @@ fn eval(call: &mut Call<'_>) -> Result<Vec<Item>> {
         })?;
         return Ok(y.into());
     }
-    Ok(filtered(x, &plan, &shape, &filter(call)?)?.into())
+    Ok(filtered(call.threads, x, &plan, &shape, &filter(call)?)?.into())
 }
 
 /// Elements are selected, or each average's gradient is spread with the average's weights.
@@ -247,16 +247,16 @@ fn reverse(b: &Back<'_>) -> Result<Gradients> {
 
 /// Weighted averages: in 32-bit floats for float and 16-bit floats, in 64-bit floats for everything else. Integers
 /// are rounded half to even and saturated.
-fn filtered(x: &Tensor, plan: &[Axis], shape: &[usize], filter: &Filter) -> Result<Tensor> {
+fn filtered(threads: usize, x: &Tensor, plan: &[Axis], shape: &[usize], filter: &Filter) -> Result<Tensor> {
     use crate::tensor::DType;
     match x.dtype() {
-        DType::F32 => Tensor::new(shape, sample::average(x.slice::<f32>()?.to_vec(), plan, filter)),
+        DType::F32 => Tensor::new(shape, sample::average(threads, x.slice::<f32>()?, plan, filter)),
         DType::F16 | DType::BF16 => {
-            let v = sample::average(x.to_f32s()?.into_owned(), plan, filter);
+            let v = sample::average(threads, &x.to_f32s()?, plan, filter);
             cast::cast(&Tensor::new(shape, v)?, x.dtype(), true)
         }
         dtype => {
-            let mut v = sample::average(x.to_f64s()?, plan, filter);
+            let mut v = sample::average(threads, &x.to_f64s()?, plan, filter);
             if dtype.is_integer() {
                 let (lo, hi) = dtype.int_range().unwrap_or((i64::MIN, i64::MAX));
                 v.iter_mut().for_each(|x| *x = x.round_ties_even().clamp(lo as f64, hi as f64));

@@ -1,8 +1,14 @@
 //! Sampling positions and weights of `Resize` along one dimension, and their application.
 
+use std::borrow::Cow;
+
 use ndarray::NdFloat;
 
 use crate::error::{Result, bail};
+use crate::kernels::for_each_chunk;
+
+/// Elements from which several threads are worth starting.
+const PARALLEL: usize = 1 << 15;
 
 /// How a coordinate of the output becomes one of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -232,7 +238,8 @@ impl Filter {
 }
 
 /// The averages along every dimension, the last one first: for an enlargement it then has the fewest rows.
-pub(super) fn average<T: NdFloat>(mut v: Vec<T>, plan: &[Axis], filter: &Filter) -> Vec<T> {
+pub(super) fn average<T: NdFloat>(threads: usize, v: &[T], plan: &[Axis], filter: &Filter) -> Vec<T> {
+    let mut v = Cow::Borrowed(v);
     let mut shape: Vec<usize> = plan.iter().map(|a| a.n).collect();
     let real = |x: f64| T::from(x).unwrap_or_else(T::nan);
     for (d, axis) in plan.iter().enumerate().rev() {
@@ -244,9 +251,9 @@ pub(super) fn average<T: NdFloat>(mut v: Vec<T>, plan: &[Axis], filter: &Filter)
         let outer: usize = shape[..d].iter().product();
         let inner: usize = shape[d + 1..].iter().product();
         let mut out = vec![T::zero(); outer * axis.size * inner];
-        for o in 0..outer {
+        let threads = if out.len() < PARALLEL { 1 } else { threads };
+        for_each_chunk(threads, &mut out, axis.size * inner, &|o, dst| {
             let src = &v[o * axis.n * inner..(o + 1) * axis.n * inner];
-            let dst = &mut out[o * axis.size * inner..(o + 1) * axis.size * inner];
             if inner == 1 {
                 for (y, (i, w)) in dst.iter_mut().zip(indices.chunks_exact(width).zip(weights.chunks_exact(width))) {
                     *y = i.iter().zip(w).fold(T::zero(), |sum, (&i, &w)| sum + src[i] * w);
@@ -265,11 +272,11 @@ pub(super) fn average<T: NdFloat>(mut v: Vec<T>, plan: &[Axis], filter: &Filter)
                 debug_assert!(k < axis.size);
                 row.fill(real(filter.extrapolation));
             }
-        }
+        });
         shape[d] = axis.size;
-        v = out;
+        v = Cow::Owned(out);
     }
-    v
+    v.into_owned()
 }
 
 /// The transpose of [`average`]: the gradients of the averages, spread over the elements with the weights.

@@ -527,8 +527,9 @@ impl Gradient for See<'_> {
 fn noise(x: &[f32], g: &[f32], p: QParams) -> (f64, f64) {
     let (lo, hi) = p.bounds();
     let (scale, zero, lo, hi) = (p.scale, p.zero_point as f32, lo as f32, hi as f32);
+    let per_step = 1.0 / scale;
     let error = |x: f32| {
-        let q = affine::round(x / scale) + zero;
+        let q = affine::round(x * per_step) + zero;
         let q = if q > lo { q } else { lo };
         let q = if q < hi { q } else { hi };
         let e = (q - zero) * scale - x;
@@ -549,11 +550,11 @@ impl<F: Fn(f32) -> f32> Kernel for Sums<'_, F> {
     type Output = (f64, f64);
     #[inline(always)]
     fn run(self) -> (f64, f64) {
-        const LANES: usize = 8;
+        const LANES: usize = 16;
         let Sums { x, g, error } = self;
         let (mut apart, mut along) = ([0f64; LANES], [0f64; LANES]);
         let mut add = |i: usize, x: f32, g: f32| {
-            let p = f64::from(g) * f64::from(error(x));
+            let p = f64::from(g * error(x));
             apart[i] += p * p;
             along[i] += p;
         };

@@ -521,23 +521,20 @@ fn pack_equal<const N: usize>(
     channel: usize,
     to: &mut [f32],
 ) {
-    if let [(at, ..)] = *runs {
-        for (c, to) in to.chunks_exact_mut(N * COPIED).enumerate() {
-            copy(&from[c * channel + at..][..N * COPIED], to);
-        }
-        return;
-    }
-    for (c, to) in to.chunks_exact_mut(size).enumerate() {
-        for (&(at, ..), to) in runs.iter().zip(to.chunks_exact_mut(N * COPIED)) {
-            copy(&from[c * channel + at..][..N * COPIED], to);
+    // Counted loops: iterators' own functions were called here instead of being inlined, once per run.
+    for c in 0..to.len() / size {
+        let (from, to) = (&from[c * channel..], &mut to[c * size..][..size]);
+        for i in 0..runs.len() {
+            copy(&from[runs[i].0..][..N * COPIED], &mut to[i * N * COPIED..][..N * COPIED]);
         }
     }
 }
 
 #[inline(always)]
 fn copy(from: &[f32], to: &mut [f32]) {
-    for (to, from) in to.as_chunks_mut::<COPIED>().0.iter_mut().zip(from.as_chunks::<COPIED>().0) {
-        *to = *from;
+    let (to, from) = (to.as_chunks_mut::<COPIED>().0, from.as_chunks::<COPIED>().0);
+    for i in 0..to.len().min(from.len()) {
+        to[i] = from[i];
     }
 }
 

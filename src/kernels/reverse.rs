@@ -6,10 +6,10 @@
 
 use super::conv::{Filters, Geometry, conv, for_each_index};
 use super::conv_transpose::{Scatter, scatter};
+use super::for_each_chunk;
 use super::gemm::{Init, PackedB, gemm};
 use super::plain::valid;
 use super::pool::Pool;
-use super::for_each_chunk;
 
 /// Elements of the matrix of windows that are laid out at once: what the second cache holds.
 const BLOCK: usize = 1 << 16;

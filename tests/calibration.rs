@@ -130,6 +130,7 @@ fn a_cache_replaces_samples() {
     std::fs::write(d.join("other.onnx"), other).unwrap();
     assert!(fail(d, "other.onnx x.onnx --calib-cache c.json").contains("another model"));
     assert!(fail(d, "m.onnx x.onnx --calib-cache c.json --min-sqnr 20 --prefer size").contains("needs samples"));
+    assert!(fail(d, "m.onnx x.onnx --calib-cache c.json --sparsity 0.5 --prefer size").contains("needs samples"));
     assert!(fail(d, "calibrate --merge a.json c.json -o x.json").contains("count twice"));
 }
 

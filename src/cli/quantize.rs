@@ -501,6 +501,11 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
     if is_without_data && is_judged {
         return usage("--min-sqnr, --max-drop or --labels needs samples to measure on: give --calib as well");
     }
+    if is_without_data && base.prune.is_some() {
+        return usage(
+            "--sparsity needs samples, by which the weights that are left make up for it: give --calib as well",
+        );
+    }
     let shapes = &args.calib.data.input_shape;
     let samples = Arc::new(if is_without_data {
         session.data_for_shapes(&["random".into()], &model, shapes)?

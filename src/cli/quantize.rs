@@ -498,13 +498,8 @@ pub(super) fn run(args: Args, session: &mut Session) -> Result<ExitCode> {
         None => None,
     };
     let is_without_data = cache.is_some() && args.calib.data.calib.is_empty();
-    if is_without_data && is_judged {
-        return usage("--min-sqnr, --max-drop or --labels needs samples to measure on: give --calib as well");
-    }
-    if is_without_data && base.prune.is_some() {
-        return usage(
-            "--sparsity needs samples, by which the weights that are left make up for it: give --calib as well",
-        );
+    if is_without_data && (is_judged || base.prune.is_some()) {
+        return usage("--min-sqnr, --max-drop, --labels or --sparsity needs samples: give --calib as well");
     }
     let shapes = &args.calib.data.input_shape;
     let samples = Arc::new(if is_without_data {

@@ -533,7 +533,7 @@ fn pack_equal<const N: usize>(
 #[inline(always)]
 fn copy(from: &[f32], to: &mut [f32]) {
     let (to, from) = (to.as_chunks_mut::<COPIED>().0, from.as_chunks::<COPIED>().0);
-    #[allow(clippy::manual_memcpy, reason = "a call for each run costs more than the copy of a few vectors")]
+    #[allow(clippy::manual_memcpy, reason = "a few vectors a run, without a call")]
     for i in 0..to.len().min(from.len()) {
         to[i] = from[i];
     }

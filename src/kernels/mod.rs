@@ -6,8 +6,8 @@
 //! its data into the shape of the other. The tile exists for AVX-512, AVX2 with FMA and, autovectorised, for any other processor;
 //! [`micro::Tile::best`] chooses when the program runs.
 //!
-//! Work is split over outputs, never over a sum: every output element is the same chain of additions whatever the
-//! number of threads, so results have the same bits.
+//! Work is split over outputs, or over a sum in parts that do not depend on the number of threads: every output element
+//! is the same chain of additions, so results have the same bits.
 #![allow(
     unsafe_code,
     reason = "vector instructions and disjoint writes from several threads; each use says why it is sound"
